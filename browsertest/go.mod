@@ -1,0 +1,54 @@
+module github.com/goshield/goshield/browsertest
+
+go 1.26.0
+
+require (
+	github.com/chromedp/cdproto v0.159.0
+	github.com/chromedp/chromedp v0.23.0
+	github.com/goshield/goshield/cmd/goshield v0.0.0
+	github.com/goshield/goshield/internal v0.0.0
+	go.uber.org/zap v1.28.0
+)
+
+require (
+	github.com/alicebob/miniredis/v2 v2.40.0 // indirect
+	github.com/beorn7/perks v1.0.1 // indirect
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
+	github.com/coder/websocket v1.8.15 // indirect
+	github.com/go-json-experiment/json v0.0.0-20260213210345-44df1a37e875 // indirect
+	github.com/gorilla/mux v1.8.1 // indirect
+	github.com/goshield/goshield/sdk v0.0.0 // indirect
+	github.com/goshield/goshield/services/auth-service v0.0.0 // indirect
+	github.com/goshield/goshield/services/echo-backend v0.0.0 // indirect
+	github.com/goshield/goshield/services/gateway v0.0.0 // indirect
+	github.com/goshield/goshield/services/lb v0.0.0 // indirect
+	github.com/mochi-mqtt/server/v2 v2.7.9 // indirect
+	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
+	github.com/pires/go-proxyproto v0.15.0 // indirect
+	github.com/prometheus/client_golang v1.25.0 // indirect
+	github.com/prometheus/client_model v0.6.3 // indirect
+	github.com/prometheus/common v0.72.0 // indirect
+	github.com/prometheus/procfs v0.22.0 // indirect
+	github.com/redis/go-redis/v9 v9.23.0 // indirect
+	github.com/yuin/gopher-lua v1.1.1 // indirect
+	go.uber.org/atomic v1.12.0 // indirect
+	go.uber.org/multierr v1.10.0 // indirect
+	go.yaml.in/yaml/v4 v4.0.0 // indirect
+	golang.org/x/net v0.60.0 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+	golang.org/x/term v0.47.0 // indirect
+	golang.org/x/text v0.42.0 // indirect
+	google.golang.org/genproto/googleapis/rpc v0.0.0-20260817212433-ac3dfec99bb1 // indirect
+	google.golang.org/grpc v1.85.0 // indirect
+	google.golang.org/protobuf v1.36.12 // indirect
+)
+
+replace (
+	github.com/goshield/goshield/cmd/goshield => ../cmd/goshield
+	github.com/goshield/goshield/internal => ../internal
+	github.com/goshield/goshield/sdk => ../sdk
+	github.com/goshield/goshield/services/auth-service => ../services/auth-service
+	github.com/goshield/goshield/services/echo-backend => ../services/echo-backend
+	github.com/goshield/goshield/services/gateway => ../services/gateway
+	github.com/goshield/goshield/services/lb => ../services/lb
+)

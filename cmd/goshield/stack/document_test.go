@@ -1,0 +1,191 @@
+package stack
+
+// The dynamic document, set in Redis while everything runs.
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/goshield/goshield/cmd/goshield/bench"
+	"github.com/goshield/goshield/internal/configdb"
+	"github.com/goshield/goshield/internal/dynamic"
+	"github.com/goshield/goshield/internal/redistest"
+	"github.com/goshield/goshield/sdk/client"
+	"github.com/goshield/goshield/sdk/wire"
+)
+
+// redisOf is a client of the stack's Redis, until the test ends.
+func redisOf(t *testing.T, f *fleet) redis.UniversalClient {
+	t.Helper()
+	rdb := redis.NewClient(&redis.Options{Addr: f.RedisAddrs()[0], Protocol: 2})
+	t.Cleanup(func() {
+		if err := rdb.Close(); err != nil {
+			t.Errorf("close redis: %v", err)
+		}
+	})
+	return rdb
+}
+
+// awaitMetric waits until each of the nodes has this line: name{node="…"} value.
+func (f *fleet) awaitMetric(t *testing.T, name string, value int, nodes ...string) {
+	t.Helper()
+	until(t, time.Minute, fmt.Sprintf("%s is %d at %v", name, value, nodes), func() bool {
+		_, page := get(t, "http://"+f.AdminAddr()+"/metrics", "")
+		for _, node := range nodes {
+			if !strings.Contains(page, fmt.Sprintf("%s{node=%q} %d\n", name, node, value)) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// A document that is set comes into force at every gateway and at auth-service, and no connection notices.
+func TestDocumentChangesUnderLoad(t *testing.T) {
+	f := start(t, quickDocument(), nil)
+	store := configdb.New(redisOf(t, f))
+	doc, err := store.Defaults(t.Context())
+	if err != nil {
+		t.Fatalf("the gateways' defaults are to be in Redis: %v", err)
+	}
+	load := begin(t, f.bench(20, 100, time.Minute))
+	versions := int64(5)
+	for v := range versions {
+		doc, err = doc.Set("max_in_flight", fmt.Sprint(20+v))
+		if err == nil {
+			_, err = store.Put(t.Context(), doc, v, "test")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.awaitMetric(t, "goshield_gateway_config_version", int(v)+1, "gateway-1", "gateway-2")
+		f.awaitMetric(t, "goshield_auth_config_version", int(v)+1, "auth")
+	}
+	answered := load.wait(t, time.Minute, "progress", func(bench.Progress) bool { return true }).Answered
+	load.wait(t, time.Minute, "requests are answered by the last document", func(p bench.Progress) bool { return p.Answered > answered+50 })
+	wantClean(t, load.end(t))
+}
+
+// Row 25: a document that nobody should have written changes nothing.
+func TestInvalidDocumentChangesNothing(t *testing.T) {
+	f := start(t, quickDocument(), nil)
+	rdb := redisOf(t, f)
+	store := configdb.New(rdb)
+	doc, err := store.Defaults(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Put(t.Context(), doc, 0, "test"); err != nil {
+		t.Fatal(err)
+	}
+	f.awaitMetric(t, "goshield_gateway_config_version", 1, "gateway-1", "gateway-2")
+	if err := rdb.HSet(t.Context(), "goshield:config", "version", 2, "document", `{"services": {"echo": {"links": 1000}}}`).Err(); err != nil {
+		t.Fatal(err)
+	}
+	f.awaitMetric(t, "goshield_gateway_config_refused_total", 1, "gateway-1", "gateway-2")
+	f.awaitMetric(t, "goshield_auth_config_refused_total", 1, "auth")
+	f.awaitMetric(t, "goshield_gateway_config_version", 1, "gateway-1", "gateway-2")
+	wantClean(t, runBench(t, f.bench(5, 50, 2*time.Second)))
+	if log := f.log.String(); !strings.Contains(log, "services.echo.") {
+		t.Error("the log does not name the key")
+	}
+}
+
+// auth-service goes by the document's enrolment and token rules.
+func TestDocumentChangesEnrolment(t *testing.T) {
+	f := start(t, quickDocument(), nil)
+	store := configdb.New(redisOf(t, f))
+	doc, err := store.Defaults(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantClean(t, runBench(t, f.bench(1, 10, time.Second)))
+	doc.Enrolment = dynamic.EnrolAllowlist
+	if _, err := store.Put(t.Context(), doc, 0, "test"); err != nil {
+		t.Fatal(err)
+	}
+	f.awaitMetric(t, "goshield_auth_config_version", 1, "auth")
+	c, err := client.Dial(t.Context(), f.device(t, client.MemoryStore()))
+	if err == nil {
+		_ = c.Close()
+	}
+	var refused *wire.Error
+	if !errors.As(err, &refused) || refused.Code != wire.CodeUnknownClient {
+		t.Errorf("a device that is not registered: %v, want %s", err, wire.CodeUnknownClient)
+	}
+}
+
+// A document that an earlier run left behind leads to backends that are gone. The stack gives it its own, and
+// leaves alone whatever else it says.
+func TestDocumentOfAnEarlierRun(t *testing.T) {
+	e, rdb := redistest.Embedded(t)
+	gone, err := net.Listen("tcp", anyPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := gone.Addr().String()
+	_ = gone.Close()
+	other, err := net.Listen("tcp", anyPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+
+	doc := quickDocument()
+	doc.MaxInFlight = 17
+	at := func(protocol, endpoint string) dynamic.Service {
+		return dynamic.Service{Protocol: protocol, Endpoints: []string{endpoint}, Algorithm: "round_robin", Links: 3, Timeout: dynamic.Duration(5 * time.Second)}
+	}
+	doc.Services = map[string]dynamic.Service{
+		"echo":      at("link", dead),
+		"push":      at("link", dead),
+		"echo-http": at("http", other.Addr().String()), // somebody is there
+		"echo-grpc": at("http", dead),                  // not what the backends speak there
+		"push-grpc": at("grpc", "192.0.2.1:9"),         // on another machine
+		"pay":       at("link", dead),                  // not the stack's
+	}
+	store := configdb.New(rdb)
+	if _, err := store.Put(t.Context(), doc, 0, "test"); err != nil {
+		t.Fatal(err)
+	}
+	f := start(t, quickDocument(), []string{e.Addr()})
+	if got, want := f.Found(), (Found{Version: 2, Mended: []string{"echo", "push"}}); !reflect.DeepEqual(got, want) {
+		t.Errorf("Found() = %+v, want %+v", got, want)
+	}
+	entry, err := store.Current(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := entry.Document()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"echo", "push"} {
+		svc := doc.Services[name]
+		svc.Endpoints = f.Stack.document().Services[name].Endpoints
+		doc.Services[name] = svc
+	}
+	if !reflect.DeepEqual(got, doc) || entry.By != "goshield up" {
+		t.Errorf("in force is %+v by %q, want %+v", got, entry.By, doc)
+	}
+	c, err := client.Dial(t.Context(), f.device(t, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	until(t, time.Minute, "the echo service answers", func() bool {
+		answer, err := c.Request(t.Context(), "echo", []byte(`1`))
+		return err == nil && string(answer) == "1"
+	})
+	f.mendDocument() // nothing is left to mend: no version is written
+	if entry, err := store.Current(t.Context()); err != nil || entry.Version != 2 || f.Found().Version != 2 {
+		t.Errorf("in force is version %d (%v), want 2 still", entry.Version, err)
+	}
+}

@@ -1,0 +1,48 @@
+package main
+
+import "github.com/goshield/goshield/grafana/board"
+
+// instances is the choice of a part's replicas.
+func instances(job string) board.Variable {
+	return board.Variable{Name: "instance", Label: "Instance", Values: `label_values(up{job="` + job + `"}, instance)`}
+}
+
+// services is the choice of services behind the gateways.
+var services = board.Variable{Name: "service", Label: "Service", Values: `label_values(goshield_gateway_requests_total{service!="unknown"}, service)`}
+
+// process is the row about a part's processes themselves. Its queries use the variable instance.
+func process(job string) board.Row {
+	of := `{job="` + job + `", instance=~"$instance"}`
+	return board.Row{Title: "Process", Panels: []board.Panel{
+		{
+			Title: "CPU", Unit: board.Cores, Width: 6,
+			Description: "Cores in use by each process.",
+			Queries:     []board.Query{{Expr: `rate(process_cpu_seconds_total` + of + `[$__rate_interval])`, Legend: "{{instance}}"}},
+		}, {
+			Title: "Memory", Unit: board.Bytes, Width: 6,
+			Description: "Resident memory, and what of it is live heap. MemoryHigh fires at 90 % of GOMEMLIMIT.",
+			Queries: []board.Query{
+				{Expr: `process_resident_memory_bytes` + of, Legend: "{{instance}} resident"},
+				{Expr: `go_memstats_heap_inuse_bytes` + of, Legend: "{{instance}} heap"},
+			},
+		}, {
+			Title: "File descriptors", Unit: board.Ratio, Thresholds: board.Below(0.8, 0.95), Width: 6,
+			Description: "In use, of what the process may open. FileDescriptorsLow fires at 80 %.",
+			Queries:     []board.Query{{Expr: `process_open_fds` + of + ` / process_max_fds` + of, Legend: "{{instance}}"}},
+		}, {
+			Title: "Goroutines", Unit: board.Count, Width: 6,
+			Description: "They follow the connections that talk; growth without traffic is a leak.",
+			Queries:     []board.Query{{Expr: `go_goroutines` + of, Legend: "{{instance}}"}},
+		},
+	}}
+}
+
+// quantiles are queries for the median, the 99th and the 99.9th percentile of a histogram, given by
+// the sum of its buckets' rates by (le).
+func quantiles(buckets string) []board.Query {
+	return []board.Query{
+		{Expr: `histogram_quantile(0.5, ` + buckets + `)`, Legend: "median"},
+		{Expr: `histogram_quantile(0.99, ` + buckets + `)`, Legend: "99 %"},
+		{Expr: `histogram_quantile(0.999, ` + buckets + `)`, Legend: "99.9 %"},
+	}
+}

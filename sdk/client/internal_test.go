@@ -1,0 +1,126 @@
+package client
+
+// What cannot be seen from outside in reasonable time: arithmetic of waits, ids that run over.
+
+import (
+	"context"
+	"errors"
+	"math"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/goshield/goshield/sdk/wire"
+)
+
+func TestBackoffBounds(t *testing.T) {
+	b := backoff{base: 500 * time.Millisecond, limit: 30 * time.Second}
+	for attempt := range 200 {
+		most := b.limit
+		if attempt < 6 {
+			most = 500 * time.Millisecond << attempt
+		}
+		if got := b.next(0); got < 0 || got > most {
+			t.Errorf("attempt %d: got %v, want 0 to %v", attempt, got, most)
+		}
+	}
+	b.reset()
+	if got := b.next(0); got > 500*time.Millisecond {
+		t.Errorf("after reset: got %v, want at most 500ms", got)
+	}
+}
+
+// Full jitter: waits are spread over the whole range, not around its end.
+func TestBackoffSpread(t *testing.T) {
+	const n = 2000
+	var lower, upper int
+	for range n {
+		b := backoff{base: time.Second, limit: time.Minute}
+		switch wait := b.next(0); {
+		case wait < time.Second/10:
+			lower++
+		case wait > time.Second*9/10:
+			upper++
+		}
+	}
+	// A tenth of 2000 each, give or take seven standard deviations.
+	for name, got := range map[string]int{"lowest tenth": lower, "highest tenth": upper} {
+		if got < 105 || got > 295 {
+			t.Errorf("waits in the %s: got %d of %d, want about %d", name, got, n, n/10)
+		}
+	}
+}
+
+func TestBackoffRetryAfter(t *testing.T) {
+	for _, test := range []struct{ ask, least time.Duration }{
+		{3 * time.Second, 3 * time.Second},
+		{-time.Second, 0},
+		{math.MaxInt64, maxRetryAfter},
+	} {
+		b := backoff{base: time.Second, limit: time.Minute}
+		if got := b.next(test.ask); got < test.least || got > test.least+time.Second {
+			t.Errorf("asked for %v: got %v, want %v and at most a second", test.ask, got, test.least)
+		}
+	}
+	huge := backoff{base: math.MaxInt64 / 2, limit: math.MaxInt64 - maxRetryAfter.Abs() - 1}
+	for range 40 {
+		if got := huge.next(math.MaxInt64); got < 0 {
+			t.Fatalf("overflow: got %v", got)
+		}
+	}
+}
+
+// testConn is a connection that nobody reads or writes yet.
+func testConn(t *testing.T) (*Client, *conn) {
+	t.Helper()
+	creds, err := loadCredentials(MemoryStore(), wire.ClientID{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &Client{cfg: Config{Version: wire.Version1}, creds: creds, ctx: context.Background(), slots: make(chan struct{}, 10)}
+	near, far := net.Pipe()
+	t.Cleanup(func() { _ = far.Close() })
+	cn := newConn(c, near)
+	cn.welcome.MaxFrame = wire.DefaultMaxPayload
+	return c, cn
+}
+
+// A request that picked its connection just before that was replaced goes to
+// the next one.
+func TestSendOnRetiredConnection(t *testing.T) {
+	c, cn := testConn(t)
+	c.slots <- struct{}{}
+	if _, err := cn.send("echo", []byte(`1`)); err != nil {
+		t.Fatal(err)
+	}
+	cn.retire() // waits for that one
+	if _, err := cn.send("echo", []byte(`2`)); !errors.Is(err, errNotTaken) {
+		t.Errorf("after retire: got %v, want errNotTaken", err)
+	}
+	cn.fail(ErrClosed)
+	if _, err := cn.send("echo", []byte(`3`)); !errors.Is(err, errNotTaken) {
+		t.Errorf("after the end: got %v, want errNotTaken", err)
+	}
+}
+
+// Request ids run over 2³²−1 and skip those in flight.
+func TestRequestIDsRunOver(t *testing.T) {
+	c, cn := testConn(t)
+	cn.lastID = math.MaxUint32 - 1
+	cn.calls[0], cn.calls[1] = &call{reply: make(chan reply, 1)}, &call{reply: make(chan reply, 1)}
+	for _, want := range []uint32{math.MaxUint32, 2, 3} {
+		c.slots <- struct{}{}
+		if _, err := cn.send("echo", []byte(`1`)); err != nil {
+			t.Fatal(err)
+		}
+		if cn.lastID != want || cn.calls[want] == nil {
+			t.Errorf("id: got %d, want %d", cn.lastID, want)
+		}
+	}
+	c.slots <- struct{}{}
+	c.slots <- struct{}{} // of the two made by hand
+	cn.fail(ErrClosed)
+	if len(c.slots) != 0 {
+		t.Errorf("places in flight after the end: got %d, want 0", len(c.slots))
+	}
+}

@@ -1,0 +1,146 @@
+package gateway
+
+import (
+	"time"
+
+	"github.com/goshield/goshield/internal/dynamic"
+	"github.com/goshield/goshield/sdk/wire"
+)
+
+// rejectionPrice is what a rejected frame costs, in tokens. Without a price a flood
+// would always find the tokens that have just come; with it, a device at more than ten times its
+// rate gets nothing but rejections, and is closed after a while.
+const rejectionPrice = 0.1
+
+// admit takes a frame with so many bytes of payload out of the device's buckets. id is that of a
+// REQUEST, nil for other frames. If the frame is not to be dealt with, goOn tells
+// whether the session goes on. The reader calls it.
+func (s *session) admit(payload int, id *uint32) (ok, goOn bool) {
+	retry := s.takeTokens(payload)
+	if retry == 0 {
+		s.rejecting = 0
+		s.srv.metrics.deviceAllowed.Inc()
+		return true, true
+	}
+	if s.srv.settings.Load().doc.DeviceLimit.OnLimit == dynamic.LimitWait {
+		s.srv.metrics.deviceWaited.Inc()
+		return s.awaitTokens(payload, retry)
+	}
+	return false, s.reject(retry, id)
+}
+
+// admitPing takes a WebSocket ping or pong out of the device's buckets, as if it were a frame, and reports whether it is
+// to be answered. One that is over the limit gets no answer, which could not be told from one to a frame.
+// The transport calls it, on the reader; the flusher, too, but only when the session is closing.
+func (s *session) admitPing(payload int) bool {
+	s.mu.Lock()
+	open := s.state <= stateOpen
+	s.mu.Unlock()
+	if !open {
+		return false
+	}
+	retry := s.takeTokens(payload)
+	switch {
+	case retry == 0:
+		s.rejecting = 0
+		s.srv.metrics.deviceAllowed.Inc()
+		return true
+	case s.srv.settings.Load().doc.DeviceLimit.OnLimit == dynamic.LimitWait:
+		s.srv.metrics.deviceWaited.Inc()
+		s.awaitTokens(payload, retry)
+	default:
+		if e := s.rejection(retry); e.Close {
+			s.refuse(e)
+		}
+	}
+	return false
+}
+
+// takeTokens returns 0 if the device is within its limits, else when to ask again.
+func (s *session) takeTokens(payload int) (retry time.Duration) {
+	set, now := s.srv.settings.Load(), s.srv.now()
+	ok, retry := set.frames.Take(&s.frames, now, 1)
+	if !ok {
+		return retry
+	}
+	if _, retry = set.bytes.Take(&s.bytes, now, float64(wire.HeaderSize+payload)); retry > 0 {
+		return retry
+	}
+	return 0
+}
+
+// awaitTokens stops reading until there are tokens.
+func (s *session) awaitTokens(payload int, retry time.Duration) (ok, goOn bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopReading()
+	defer s.readAgain()
+	for retry > 0 {
+		until := s.srv.now() + int64(retry)
+		timer := time.AfterFunc(retry, s.wakeReader)
+		for s.state <= stateOpen && s.srv.now() < until {
+			s.changed.Wait()
+		}
+		timer.Stop()
+		if s.state > stateOpen {
+			return false, false
+		}
+		retry = s.takeTokens(payload)
+	}
+	return true, true
+}
+
+// wakeReader makes a waiting reader look again.
+func (s *session) wakeReader() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changed.Broadcast()
+}
+
+// reject refuses a frame; a device that gets nothing but rejections for long is closed. It
+// reports whether the session goes on.
+func (s *session) reject(retry time.Duration, id *uint32) bool {
+	e := s.rejection(retry)
+	if e.Close {
+		return s.refuse(e)
+	}
+	if id != nil {
+		e.ID, e.HasID = *id, true
+	}
+	s.tell(e)
+	return true
+}
+
+// rejection is what a device is told of a frame that was refused, after its price was charged.
+func (s *session) rejection(retry time.Duration) *wire.Error {
+	s.srv.metrics.deviceRejected.Inc()
+	now := s.srv.now()
+	set := s.srv.settings.Load()
+	set.frames.Charge(&s.frames, now, rejectionPrice)
+	if s.rejecting == 0 {
+		s.rejecting = now
+	}
+	e := &wire.Error{Code: wire.CodeRateLimited, Message: "over the device's limit", RetryAfter: max(retry.Round(time.Millisecond), time.Millisecond)}
+	if now-s.rejecting >= int64(s.srv.timings.rejection) {
+		e.Message, e.Close = "nothing but rejections for too long", true
+	}
+	return e
+}
+
+// withinService takes a request out of its service's limit over all gateways, or answers that it is over it. The device
+// need not be to blame, so this closes no connection.
+func (s *session) withinService(service *serviceMetrics, id uint32) bool {
+	if service.limit == nil {
+		return true
+	}
+	retry := service.limit.Take()
+	if retry == 0 {
+		s.srv.metrics.serviceAllowed.Inc()
+		return true
+	}
+	s.srv.metrics.serviceRejected.Inc()
+	service.fail(wire.CodeRateLimited)
+	s.tell(&wire.Error{Code: wire.CodeRateLimited, Message: "over the service's limit", ID: id, HasID: true,
+		RetryAfter: max(retry.Round(time.Millisecond), time.Millisecond)})
+	return false
+}

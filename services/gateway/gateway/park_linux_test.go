@@ -1,0 +1,410 @@
+package gateway
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/goshield/goshield/internal/dynamic"
+	"github.com/goshield/goshield/sdk/wire"
+)
+
+// Parked sessions, over real sockets: nothing is lost on the way into the lot and out of it, and everybody else finds
+// the session as if it had a reader.
+
+// restless makes sessions park as soon as the timer wheel looks at them.
+func restless(_ *Config, times *timings) { times.park = 1 }
+
+// plain is restless without TLS.
+func plain(cfg *Config, times *timings) {
+	cfg.TLS.Mode = tlsOff
+	restless(cfg, times)
+}
+
+var parkingListeners = []struct {
+	name   string
+	change func(*Config, *timings)
+}{{"TLS", restless}, {"plain", plain}}
+
+// wantParked waits until that many sessions are parked, and no more have a reader.
+func wantParked(t *testing.T, s *Server, n int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d sessions are parked", n), func() bool {
+		return testutil.ToFloat64(s.metrics.parked) == float64(n) && testutil.ToFloat64(s.metrics.active) == 0
+	})
+}
+
+func TestParkedDeviceIsServed(t *testing.T) {
+	for _, tt := range parkingListeners {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, testDoc())
+			s := w.gateway("gw-1", tt.change)
+			w.settled(s)
+			d := w.enrolled(s, clientID(1))
+			for i := range uint32(5) {
+				wantParked(t, s, 1)
+				d.roundTrip(2 * i)
+				d.roundTrip(2*i + 1)
+				wantParked(t, s, 1)
+				d.beat()
+			}
+		})
+	}
+}
+
+func TestActiveDeviceIsNotParked(t *testing.T) {
+	w := newWorld(t, testDoc())
+	s := w.gateway("gw-1", func(_ *Config, times *timings) { times.park = time.Hour })
+	w.settled(s)
+	d := w.enrolled(s, clientID(1))
+	ses := s.table.find(clientID(1))
+	for i := range uint32(5) {
+		ses.mu.Lock()
+		ses.askToPark() // in vain: there was traffic within the hour
+		ses.mu.Unlock()
+		d.roundTrip(i)
+	}
+	if n := testutil.ToFloat64(s.metrics.parked); n != 0 {
+		t.Errorf("parked = %v, want 0", n)
+	}
+}
+
+// heldConn is a client's connection that sends what is written when it is told to.
+type heldConn struct {
+	net.Conn
+	hold bool
+	held []byte
+}
+
+func (c *heldConn) Write(p []byte) (int, error) {
+	if c.hold {
+		c.held = append(c.held, p...)
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+// release sends the first n bytes that are held; all of them if n is 0.
+func (c *heldConn) release(t *testing.T, n int) {
+	t.Helper()
+	if n == 0 {
+		n = len(c.held)
+	}
+	if _, err := c.Conn.Write(c.held[:n]); err != nil {
+		t.Fatal(err)
+	}
+	c.held = c.held[n:]
+}
+
+// heldDevice is a device over TLS whose bytes the test sends. Its handshake's last flight is held already.
+func (w *world) heldDevice(s *Server, version uint16) (*device, *heldConn) {
+	w.t.Helper()
+	held := &heldConn{Conn: dialRaw(w.t, s.Addr())}
+	cfg := w.clientTLS()
+	cfg.MaxVersion = version
+	conn := tls.Client(held, cfg)
+	if version == tls.VersionTLS13 { // its client's last flight waits for no answer
+		cfg.VerifyConnection = func(tls.ConnectionState) error { held.hold = true; return nil }
+	}
+	if err := conn.HandshakeContext(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+	held.hold = true
+	return newDevice(w.t, conn), held
+}
+
+// What has arrived, in whatever pieces, is never left in crypto/tls while the session sleeps.
+func TestParkingStrandsNothing(t *testing.T) {
+	w := newWorld(t, testDoc())
+	s := w.gateway("gw-1", restless)
+	w.settled(s)
+	for name, version := range map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13} {
+		t.Run(name, func(t *testing.T) {
+			d, held := w.heldDevice(s, version)
+			d.t = t
+			d.client = clientID(7)
+			d.send(&wire.Hello{ClientID: d.client})
+			held.release(t, 0) // in one piece with the end of the handshake
+			d.want(&d.welcome)
+			d.token = d.welcome.Token
+			want := func(ids ...uint32) {
+				t.Helper()
+				got := map[uint32]bool{}
+				for range ids {
+					var resp wire.Response
+					d.want(&resp)
+					got[resp.ID] = true
+				}
+				for _, id := range ids {
+					if !got[id] {
+						t.Errorf("answers = %v, want %v", got, ids)
+					}
+				}
+			}
+
+			wantParked(t, s, 1)
+			d.request(1, `1`)
+			d.request(2, `2`)
+			held.release(t, 0) // two records at once
+			want(1, 2)
+
+			wantParked(t, s, 1)
+			d.request(3, `3`)
+			for len(held.held) > 1 { // one record in three pieces, parked in between
+				held.release(t, (len(held.held)+1)/2)
+				wantParked(t, s, 1)
+			}
+			held.release(t, 0)
+			want(3)
+
+			frame, err := wire.Append(nil, wire.Version1, &wire.Request{ID: 4, Token: d.token, Service: "echo", Body: []byte(`4`)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			both, _ := wire.Append(frame, wire.Version1, &wire.Request{ID: 5, Token: d.token, Service: "echo", Body: []byte(`5`)})
+			wantParked(t, s, 1)
+			d.write(both[:len(frame)+9])
+			held.release(t, 0) // a record with a frame and a bit of the next one
+			want(4)
+			d.write(both[len(frame)+9:])
+			held.release(t, 0)
+			want(5)
+			wantParked(t, s, 1)
+			d.send(&wire.Bye{})
+			held.release(t, 0)
+			d.wantEnd()
+		})
+	}
+}
+
+// Part of a frame is waited for by a reader, and under the frame's deadline.
+func TestPartOfAFrameIsNotParked(t *testing.T) {
+	w := newWorld(t, testDoc())
+	s := w.gateway("gw-1", func(cfg *Config, times *timings) {
+		plain(cfg, times)
+		times.frame = time.Second
+	})
+	d := w.enrolled(s, clientID(1))
+	wantParked(t, s, 1)
+	d.write([]byte{1, byte(wire.TypeRequest), 0, 50, '{'})
+	d.wantClosed(wire.CodeIdleTimeout)
+	eventually(t, "it is counted", func() bool { return testutil.ToFloat64(s.metrics.closed.WithLabelValues(closedFrameTimeout)) == 1 })
+}
+
+func TestEndsOfParkedSessions(t *testing.T) {
+	doc := testDoc()
+	w := newWorld(t, doc)
+	s := w.gateway("gw-1", restless)
+	for _, tt := range []struct {
+		name string
+		end  func(t *testing.T, d *device)
+	}{
+		{"kicked", func(t *testing.T, d *device) {
+			if status, _ := api(t, s, http.MethodDelete, deviceOf(d.client, "/session"), ""); status != http.StatusNoContent {
+				t.Fatalf("kick: %d, want 204", status)
+			}
+			d.wantClosed(wire.CodeKicked)
+		}},
+		{"revoked", func(_ *testing.T, d *device) {
+			s.revoked(d.client, wire.CodeRevoked, true)
+			d.wantClosed(wire.CodeRevoked)
+		}},
+		{"taken over", func(_ *testing.T, d *device) {
+			newer := w.enrolled(s, d.client)
+			d.wantClosed(wire.CodeTakenOver)
+			newer.send(&wire.Bye{})
+			newer.wantEnd()
+		}},
+		{"sent away", func(_ *testing.T, d *device) {
+			s.table.find(d.client).goAway(reasonRebalance, 0, 0)
+			var away wire.Goaway
+			d.want(&away)
+			d.wantEnd()
+		}},
+		{"says good-bye", func(_ *testing.T, d *device) { d.send(&wire.Bye{}); d.wantEnd() }},
+		{"closes", func(_ *testing.T, d *device) { _ = d.conn.Close() }},
+		{"resets", func(t *testing.T, d *device) {
+			if err := d.conn.(*tls.Conn).NetConn().(*net.TCPConn).SetLinger(0); err != nil {
+				t.Fatal(err)
+			}
+			_ = d.conn.(*tls.Conn).NetConn().Close()
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := w.enrolled(s, clientID(3))
+			d.t = t
+			wantParked(t, s, 1)
+			tt.end(t, d)
+			wantParked(t, s, 0)
+			eventually(t, "the connection is forgotten", func() bool {
+				s.sockets.mu.Lock()
+				defer s.sockets.mu.Unlock()
+				return len(s.sockets.all) == 0
+			})
+		})
+	}
+}
+
+// A push reaches a parked device without waking the session; the acknowledgement does.
+func TestPushToAParkedDevice(t *testing.T) {
+	w := newWorld(t, testDoc())
+	s := w.gateway("gw-1", restless)
+	d := w.enrolled(s, clientID(1))
+	wantParked(t, s, 1)
+	if o := s.pushLocal(d.client, "news", []byte(`1`), time.Minute, nil); o != pushQueued {
+		t.Fatalf("push = %s, want queued", o)
+	}
+	var p wire.Push
+	d.want(&p)
+	if n := testutil.ToFloat64(s.metrics.parked); n != 1 {
+		t.Errorf("parked after a push = %v, want 1", n)
+	}
+	d.send(&wire.PushAck{ID: p.ID})
+	ses := s.table.find(d.client)
+	eventually(t, "the acknowledgement is taken", func() bool {
+		ses.mu.Lock()
+		defer ses.mu.Unlock()
+		return len(ses.pushes) == 0
+	})
+	wantParked(t, s, 1)
+}
+
+// The wheel watches over parked sessions.
+func TestParkedDeviceTimesOut(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(*dynamic.Document)
+		want   wire.Code
+	}{
+		{"silence", func(d *dynamic.Document) { d.IdleTimeout, d.Heartbeat.Interval = dynamic.Duration(time.Second), 0 }, wire.CodeIdleTimeout},
+		{"no heartbeat", func(d *dynamic.Document) {
+			d.Heartbeat = dynamic.Heartbeat{Interval: dynamic.Duration(time.Second), Missed: 1}
+		}, wire.CodeHeartbeatTimeout},
+		{"token expired", func(d *dynamic.Document) { d.Token.TTL, d.Token.Grace = dynamic.Duration(time.Second), 0 }, wire.CodeTokenExpired},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			doc := testDoc()
+			tt.change(&doc)
+			w := newWorld(t, doc)
+			d := w.enrolled(w.gateway("gw-1", restless), clientID(1))
+			d.wantClosed(tt.want)
+		})
+	}
+}
+
+// Readers leave and come as fast as they can while devices talk: every request is answered.
+func TestParkingUnderTraffic(t *testing.T) {
+	rounds := uint32(400)
+	if testing.Short() {
+		rounds = 50
+	}
+	doc := testDoc()
+	doc.Heartbeat.Interval = 0
+	w := newWorld(t, doc)
+	s := w.gateway("gw-1", restless)
+	w.settled(s)
+	stop := make(chan struct{})
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			for _, ses := range s.table.all() {
+				ses.mu.Lock()
+				if ses.parkAt() != 0 && ses.state == stateOpen {
+					ses.askToPark()
+				}
+				ses.mu.Unlock()
+			}
+			time.Sleep(50 * time.Microsecond) // leaves the machine to the devices
+		}
+	})
+	var devices sync.WaitGroup
+	for i := range byte(8) {
+		d := w.enrolled(s, clientID(i+1))
+		devices.Go(func() {
+			for n := range rounds {
+				body := fmt.Sprintf(`{"device":%d,"n":%d}`, i, n)
+				frame, err := wire.Append(nil, wire.Version1, &wire.Request{ID: n, Token: d.token, Service: "echo", Body: []byte(body)})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				cut := int(n) % len(frame)
+				if _, err := d.conn.Write(frame[:cut]); err != nil {
+					t.Errorf("device %d: %v", i, err)
+					return
+				}
+				if _, err := d.conn.Write(frame[cut:]); err != nil {
+					t.Errorf("device %d: %v", i, err)
+					return
+				}
+				f, ok := d.next()
+				var resp wire.Response
+				if !ok || wire.Unmarshal(f.Version, f.Payload, &resp) != nil || string(resp.Body) != body {
+					t.Errorf("device %d: got %s %s, want the echo of %s", i, f.Type, f.Payload, body)
+					return
+				}
+			}
+		})
+	}
+	devices.Wait()
+	close(stop)
+	asking.Wait()
+	wantParked(t, s, 8)
+}
+
+// BenchmarkWake compares a request that finds its session parked with one that finds a reader. The difference of the
+// medians is reported as µs-more.
+func BenchmarkWake(b *testing.B) {
+	medians := map[bool]time.Duration{}
+	for _, parked := range []bool{false, true} {
+		medians[parked] = medianRoundTrip(b, parked)
+	}
+	b.ReportMetric(float64(medians[true]-medians[false])/float64(time.Microsecond), "µs-more")
+	b.ReportMetric(float64(medians[false])/float64(time.Microsecond), "µs-active")
+	b.ReportMetric(0, "ns/op")
+}
+
+// medianRoundTrip is a request's median time over TLS, with its session parked before or not.
+func medianRoundTrip(b *testing.B, parked bool) time.Duration {
+	b.Helper()
+	w := newWorld(b, testDoc())
+	s := w.gateway("gw-1", func(_ *Config, times *timings) {
+		times.park = time.Hour
+		if parked {
+			times.park = 1
+		}
+	})
+	w.settled(s)
+	d := w.enrolled(s, clientID(1))
+	ses := s.table.find(d.client)
+	times := make([]time.Duration, 0, b.N+1)
+	for i := range uint32(b.N + 1) {
+		for parked && testutil.ToFloat64(s.metrics.parked) == 0 {
+			ses.mu.Lock()
+			if ses.parkAt() != 0 {
+				ses.askToPark()
+			}
+			ses.mu.Unlock()
+			time.Sleep(50 * time.Microsecond)
+		}
+		time.Sleep(200 * time.Microsecond) // both find an idle machine
+		begun := time.Now()
+		d.roundTrip(i)
+		times = append(times, time.Since(begun))
+	}
+	slices.Sort(times)
+	return times[len(times)/2]
+}

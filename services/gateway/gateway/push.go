@@ -1,0 +1,211 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/goshield/goshield/sdk/link"
+	"github.com/goshield/goshield/sdk/wire"
+	"github.com/goshield/goshield/services/gateway/registry"
+)
+
+// pushesMax is how many PUSHes of one device may wait for their PUSH_ACK.
+const pushesMax = 64
+
+// pushOutcome is what became of a message for a device. Each is a metric label.
+type pushOutcome string
+
+const (
+	pushQueued       pushOutcome = "queued" // it is on its way
+	pushAcked        pushOutcome = "acknowledged"
+	pushNotConnected pushOutcome = "not_connected"
+	pushQueueFull    pushOutcome = "queue_full"
+	pushNoAck        pushOutcome = "no_ack"      // sent and not acknowledged: it may have arrived
+	pushRefused      pushOutcome = "refused"     // no device could take it: too long, or no JSON
+	pushUnavailable  pushOutcome = "unavailable" // not sent; whether another gateway has the device cannot be told
+)
+
+// pendingPush is a PUSH that waits for its PUSH_ACK.
+type pendingPush struct {
+	id       uint32
+	deadline int64
+	done     func(pushOutcome) // nil: nobody asks
+}
+
+// tell says what became of it.
+func (p pendingPush) tell(o pushOutcome) {
+	if p.done != nil {
+		p.done(o)
+	}
+}
+
+// push queues a message for the device. If the outcome is pushQueued and done is not nil,
+// done follows once, with pushAcked or pushNoAck, from any goroutine; it must not block.
+// body is copied. Where the service's pushes are converted, it is JSON.
+func (s *session) push(service string, body []byte, wait time.Duration, done func(pushOutcome)) (outcome pushOutcome) {
+	defer func() {
+		if outcome == "" { // a fault: it may have been queued
+			outcome = pushNoAck
+		}
+	}()
+	defer s.recoverFault()
+	if conv := s.srv.settings.Load().bodies[service]; conv != nil {
+		var err error
+		if body, err = conv.Push(body, s.json); err != nil {
+			return pushRefused
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state != stateOpen || s.lost || s.leaving {
+		return pushNotConnected
+	}
+	const envelope = len(`{"id":4294967295,"service":"","body":}`)
+	if envelope+len(service)+len(body) > s.told.doc.Frame.MaxBytes || (s.json && !wire.ValidJSON(body)) {
+		return pushRefused
+	}
+	if s.out.full != 0 || len(s.pushes) >= pushesMax {
+		return pushQueueFull
+	}
+	if s.other != nil {
+		if outcome := s.other.mayPush(service, len(body)); outcome != pushQueued {
+			return outcome
+		}
+	}
+	s.pushID++
+	if !s.send(&wire.Push{ID: s.pushID, Service: service, Body: body}) {
+		return pushRefused
+	}
+	deadline := s.srv.now() + int64(wait)
+	s.pushes = append(s.pushes, pendingPush{id: s.pushID, deadline: deadline, done: done})
+	s.arm(deadline)
+	s.startFlush()
+	return pushQueued
+}
+
+// handlePushAck ends the wait of the PUSH with that id. Acknowledging costs a device nothing; making
+// acknowledgements up does.
+func (s *session) handlePushAck(f wire.Frame) bool {
+	var ack wire.PushAck
+	if e := s.decode(f, &ack); e != nil {
+		return s.refuse(e)
+	}
+	if p, ok := s.takePush(ack.ID); ok {
+		p.tell(pushAcked)
+		return true
+	}
+	_, goOn := s.admit(len(f.Payload), nil)
+	return goOn
+}
+
+func (s *session) takePush(id uint32) (pendingPush, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, p := range s.pushes {
+		if p.id == id {
+			s.pushes = append(s.pushes[:i], s.pushes[i+1:]...)
+			return p, true
+		}
+	}
+	return pendingPush{}, false
+}
+
+// latePushes takes out those that were not acknowledged in time. mu is held.
+func (s *session) latePushes(now int64) []pendingPush {
+	var late []pendingPush
+	kept := s.pushes[:0]
+	for _, p := range s.pushes {
+		if p.deadline <= now {
+			late = append(late, p)
+		} else {
+			kept = append(kept, p)
+		}
+	}
+	clear(s.pushes[len(kept):])
+	s.pushes = kept
+	return late
+}
+
+// pushLocal pushes to a device of this gateway; done as for session.push.
+func (s *Server) pushLocal(id wire.ClientID, service string, body []byte, wait time.Duration, done func(pushOutcome)) pushOutcome {
+	ses := s.table.find(id)
+	if ses == nil {
+		return pushNotConnected
+	}
+	outcome := ses.push(service, body, wait, done)
+	s.metrics.pushes.WithLabelValues(string(outcome)).Inc()
+	return outcome
+}
+
+// pushFromBackend takes a message that came over a link (backend.PushFunc): to the
+// device here, or to the gateway that has it.
+func (s *Server) pushFromBackend(id wire.ClientID, service string, body []byte, done func(link.PushResult)) {
+	if conv := s.settings.Load().bodies[service]; conv != nil {
+		var err error
+		if body, err = conv.Pushed(body); err != nil {
+			s.log.Debug("a push cannot be converted", zap.String("service", service), zap.Error(err))
+			s.metrics.pushes.WithLabelValues(string(pushRefused)).Inc()
+			done(linkResult(pushRefused))
+			return
+		}
+	}
+	outcome := s.pushLocal(id, service, body, s.timings.pushAck, func(o pushOutcome) { done(linkResult(o)) })
+	switch {
+	case outcome == pushQueued: // done follows
+	case outcome == pushNotConnected && s.peers != nil:
+		s.forwardPush(id, pushMessage{Service: service, Body: append([]byte(nil), body...), WaitMS: s.timings.pushAck.Milliseconds()}, done)
+	default:
+		done(linkResult(outcome))
+	}
+}
+
+// forwardPush sends a message on, one hop, in a goroutine of its own; as many as
+// peers allows at once.
+func (s *Server) forwardPush(id wire.ClientID, m pushMessage, done func(link.PushResult)) {
+	select {
+	case s.peers.slots <- struct{}{}:
+	default:
+		done(link.PushQueueFull)
+		return
+	}
+	if !s.begin() {
+		<-s.peers.slots
+		done(link.PushNotConnected)
+		return
+	}
+	go func() { // ends with the call, which has a deadline
+		defer s.work.Done()
+		defer func() { <-s.peers.slots }()
+		done(linkResult(s.pushElsewhere(s.ctx, id, m)))
+	}()
+}
+
+// pushElsewhere finds the gateway that has the device and pushes through it.
+func (s *Server) pushElsewhere(ctx context.Context, id wire.ClientID, m pushMessage) pushOutcome {
+	node, err := s.locate(ctx, id)
+	if errors.Is(err, registry.ErrNotConnected) {
+		return pushNotConnected
+	}
+	if err != nil {
+		s.log.Debug("cannot find a device's gateway", zap.Error(err))
+		return pushUnavailable
+	}
+	return s.peers.push(ctx, node, id, m)
+}
+
+// linkResult is an outcome as backends are told.
+func linkResult(o pushOutcome) link.PushResult {
+	switch o {
+	case pushAcked:
+		return link.PushAcknowledged
+	case pushQueueFull:
+		return link.PushQueueFull
+	case pushNoAck:
+		return link.PushTimedOut
+	}
+	// pushUnavailable, too: the backend then asks its other gateways, which finds the device without Redis.
+	return link.PushNotConnected
+}

@@ -1,0 +1,400 @@
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/goshield/goshield/internal/config"
+	"github.com/goshield/goshield/internal/dynamic"
+	sdkbackend "github.com/goshield/goshield/sdk/backend"
+	"github.com/goshield/goshield/sdk/wire"
+)
+
+// Whole gateways over real sockets.
+
+func TestOneRequestEndToEnd(t *testing.T) {
+	w := newWorld(t, rotatingDoc(10*time.Second))
+	s := w.gateway("gw-1", nil)
+	w.settled(s)
+	d := w.enrolled(s, clientID(1))
+	for i := range uint32(50) {
+		d.roundTrip(i)
+	}
+	ack := d.beat()
+	if ack.Token.IsZero() {
+		t.Fatal("ack without a token, want a rotation")
+	}
+	d.token = ack.Token
+	d.roundTrip(50)
+	if ready, text := s.Health().Ready(); !ready || text != "ready\n" {
+		t.Errorf("readiness = %v %q, want ready", ready, text)
+	}
+}
+
+func TestConfigurationErrorsNameTheirKey(t *testing.T) {
+	w := newWorld(t, testDoc())
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for _, tt := range []struct {
+		key    string
+		change func(*Config)
+	}{
+		{"listen", func(c *Config) { c.Listen = "8443" }},
+		{"listen", func(c *Config) { c.Listen = taken.Addr().String() }},
+		{"websocket", func(c *Config) { c.WebSocket = taken.Addr().String() }},
+		{"mqtt", func(c *Config) { c.MQTT = taken.Addr().String() }},
+		{"push", func(c *Config) { c.Push = taken.Addr().String() }},
+		{"tls.mode", func(c *Config) { c.TLS.Mode = "maybe" }},
+		{"tls.cert", func(c *Config) { c.TLS.Cert = "" }},
+		{"tls.cert", func(c *Config) { c.TLS.Cert = c.TLS.Key }},
+		{"tls", func(c *Config) { c.TLS.Key = "/nowhere" }},
+		{"trusted_proxies", func(c *Config) { c.TrustedProxies = []string{"10.0.0.0/40"} }},
+		{"auth.url", func(c *Config) { c.Auth.URL = "auth-service:8000" }},
+		{"auth.secret_file", func(c *Config) { c.Auth.SecretFile = "/nowhere" }},
+		{"push_secret_file", func(c *Config) { c.PushSecretFile = "" }},
+		{"backend.secret_file", func(c *Config) { c.Backend.SecretFile = "/nowhere" }},
+		{"admin_secret_file", func(c *Config) { c.AdminSecretFile = "/nowhere" }},
+		{"node", func(c *Config) { c.Node = "a/b" }},
+		{"drain.timeout", func(c *Config) { c.Drain.Timeout = c.Drain.Window }},
+		{"redis.addresses", func(c *Config) { c.Redis.Addresses = nil }},
+		{"defaults.idle_timeout", func(c *Config) { c.Defaults.IdleTimeout = 0 }},
+		{"defaults.services.echo.endpoints", func(c *Config) { c.Defaults.Services = map[string]dynamic.Service{"echo": {}} }},
+	} {
+		s, err := w.tryGateway("gw-1", func(c *Config, _ *timings) { tt.change(c) })
+		if err == nil {
+			s.Kill()
+		}
+		if e, ok := err.(*config.Error); !ok || e.Key != tt.key {
+			t.Errorf("error = %v, want one of key %s", err, tt.key)
+		}
+	}
+}
+
+func TestConfigurationFile(t *testing.T) {
+	path := t.TempDir() + "/gateway.yaml"
+	text := `
+listen: ":8443"
+websocket_origins: ["*.example.com"]
+tls: {mode: on, cert: /tls/cert.pem, key: /tls/key.pem}
+trusted_proxies: [10.0.0.0/8]
+auth: {url: "http://auth-service:8000", secret_file: /run/secrets/gateway}
+push_secret_file: /run/secrets/push
+admin_secret_file: /run/secrets/admin
+backend: {secret_file: /run/secrets/backend}
+redis: {addresses: ["redis-1:6379", "redis-2:6379"]}
+node: gw-1
+drain: {window: 10s, timeout: 30s}
+defaults:
+  heartbeat: {interval: 30s}
+  device_limit: {rate: 5, burst: 10, on_limit: wait, bytes: {rate: 100000, burst: 65536}}
+  services:
+    echo: {dns: "echo-backend:9000", timeout: 2s}
+`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := DefaultConfig()
+	env := []string{"GOSHIELD_DEFAULTS_IDLE_TIMEOUT=2m", "GOSHIELD_DEFAULTS_DEVICE_LIMIT_RATE=7", "GOSHIELD_TLS_MODE=on"}
+	if err := config.Load(path, env, &cfg); err != nil {
+		t.Fatal(err)
+	}
+	doc := cfg.Defaults
+	switch {
+	case cfg.Push != ":9400", cfg.Drain.Window != 10*time.Second, cfg.TrustedProxies[0] != "10.0.0.0/8":
+		t.Errorf("configuration = %+v, want the file's values over the defaults", cfg)
+	case doc.Heartbeat.Interval.D() != 30*time.Second, doc.Heartbeat.Missed != 3, doc.IdleTimeout.D() != 2*time.Minute,
+		doc.DeviceLimit.Rate != 7, doc.DeviceLimit.OnLimit != dynamic.LimitWait, doc.Services["echo"].Links != 2:
+		t.Errorf("defaults = %+v, want the file's and the environment's values over the defaults", doc)
+	}
+}
+
+// RELIABILITY row 12: a reset in mid-request cancels it; the backend's link lives.
+func TestResetCancelsRequests(t *testing.T) {
+	w := newWorld(t, testDoc())
+	echo := w.doc.Services["echo"]
+	echo.Timeout = dynamic.Duration(10 * time.Minute) // its own cancellation comes too late to be taken for this one
+	w.doc.Services["echo"] = echo
+	cancelled := make(chan struct{})
+	w.handler = func(ctx context.Context, req sdkbackend.Request) (sdkbackend.Response, error) {
+		if string(req.Body) == `"hold"` {
+			<-ctx.Done()
+			close(cancelled)
+		}
+		return sdkbackend.Response{Body: req.Body}, nil
+	}
+	s := w.gateway("gw-1", nil)
+	w.settled(s)
+	raw := dialRaw(t, s.Addr())
+	d := newDevice(t, tls.Client(raw, w.clientTLS()))
+	d.hello(clientID(1), wire.Token{})
+	d.request(1, `"hold"`)
+	eventually(t, "the request is in flight", func() bool {
+		ses := s.table.find(clientID(1))
+		ses.mu.Lock()
+		defer ses.mu.Unlock()
+		return len(ses.inflight) == 1
+	})
+	if err := raw.(*net.TCPConn).SetLinger(0); err != nil {
+		t.Fatal(err)
+	}
+	_ = raw.Close()
+	select {
+	case <-cancelled:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the request was not cancelled within 30 s")
+	}
+	other := w.enrolled(s, clientID(2))
+	other.roundTrip(1)
+}
+
+// RELIABILITY row 44: one client_id on two gateways; the older is closed within a second of the newer one's
+// WELCOME.
+func TestTakeoverAcrossGateways(t *testing.T) {
+	promise := 5 * time.Second // on a machine that is short of time
+	if long {
+		promise = time.Second
+	}
+	w := newWorld(t, testDoc())
+	a, b := w.gateway("gw-a", nil), w.gateway("gw-b", nil)
+	awaitNodes(t, a, "gw-a", "gw-b")
+	awaitNodes(t, b, "gw-a", "gw-b")
+	first := w.enrolled(a, clientID(1))
+	second := w.dial(b)
+	second.hello(clientID(1), first.token)
+	wantTakenOver(t, first, promise, "takeover_there")
+	if b.table.find(clientID(1)) == nil || a.table.find(clientID(1)) != nil {
+		t.Error("the session is not on gw-b alone, want it there")
+	}
+	third := w.dial(a) // and back
+	third.hello(clientID(1), first.token)
+	wantTakenOver(t, second, promise, "takeover_back")
+}
+
+// wantTakenOver wants a device whose successor has just been welcomed to be closed within so long;
+// figure is the measurement's name.
+func wantTakenOver(t *testing.T, d *device, within time.Duration, figure string) {
+	t.Helper()
+	begun := time.Now()
+	d.wantClosed(wire.CodeTakenOver)
+	if took := time.Since(begun); took > within {
+		t.Errorf("the older session was closed %v after the newer one's WELCOME, want %v", took, within)
+	} else if long {
+		t.Attr(figure, took.Round(time.Microsecond).String())
+	}
+}
+
+func awaitNodes(t *testing.T, s *Server, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		eventually(t, "node "+name+" is known", func() bool {
+			_, err := s.registry.Lookup(t.Context(), name)
+			return err == nil
+		})
+	}
+}
+
+// RELIABILITY rows 36 and 47, as far as one gateway goes: whatever is away, who is
+// connected is served, and it is visible.
+func TestDependenciesAway(t *testing.T) {
+	w := newWorld(t, testDoc())
+	s := w.gateway("gw-1", nil)
+	w.settled(s)
+	d := w.enrolled(s, clientID(1))
+	degraded := func(want string) {
+		t.Helper()
+		eventually(t, "readiness says "+want, func() bool {
+			ready, text := s.Health().Ready()
+			return ready && text == "ready\n"+want
+		})
+	}
+	degraded("")
+	w.redis.Stop()
+	degraded("degraded: redis: unavailable\n")
+	d.roundTrip(1)
+	addr := w.authHTTP.Listener.Addr().String()
+	w.authHTTP.Close()
+	late := w.dial(s)
+	late.send(&wire.Hello{ClientID: clientID(2)})
+	if e := late.wantClosed(wire.CodeAuthUnavailable); e.RetryAfter <= 0 {
+		t.Errorf("error = %+v, want retry_after_ms", e)
+	}
+	degraded("degraded: auth: unavailable\ndegraded: redis: unavailable\n")
+	d.roundTrip(2)
+	d.beat()
+	if err := w.redis.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	degraded("degraded: auth: unavailable\n")
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := &http.Server{Handler: w.auth, ReadHeaderTimeout: time.Second}
+	served := make(chan struct{})
+	go func() { defer close(served); _ = again.Serve(ln) }()
+	defer func() { _ = again.Close(); <-served }()
+	degraded("") // found out without any device asking
+	w.enrolled(s, clientID(2)).roundTrip(1)
+}
+
+// A gateway starts without anything it depends on.
+func TestStartsWithNothingThere(t *testing.T) {
+	w := newWorld(t, testDoc())
+	w.redis.Stop()
+	w.authHTTP.Close()
+	s := w.gateway("gw-1", func(cfg *Config, _ *timings) { cfg.Redis.Mode = "auto" })
+	d := w.dial(s)
+	d.send(&wire.Hello{ClientID: clientID(1)})
+	d.wantClosed(wire.CodeAuthUnavailable)
+	if err := w.redis.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	awaitNodes(t, s, "gw-1")
+}
+
+// RELIABILITY row 48, and 42: by announcement at once, by the stream within a recheck.
+func TestRevocationReachesSessions(t *testing.T) {
+	doc := testDoc()
+	doc.Token.Recheck = dynamic.Duration(200 * time.Millisecond)
+	w := newWorld(t, doc)
+	s := w.gateway("gw-1", nil)
+	awaitNodes(t, s, "gw-1")
+	eventually(t, "the gateway follows the channel and the stream", func() bool { return s.directory.Following() })
+	announced, streamed, other := w.enrolled(s, clientID(1)), w.enrolled(s, clientID(2)), w.enrolled(s, clientID(3))
+	w.announceRevocation(clientID(1), wire.CodeRevoked, true)
+	announced.wantClosed(wire.CodeRevoked)
+	w.announceRevocation(clientID(2), wire.CodeTokenReused, false)
+	streamed.wantClosed(wire.CodeTokenReused)
+	other.beat()
+}
+
+// A killed gateway says nothing to anybody; its node key lapses by itself.
+func TestKill(t *testing.T) {
+	w := newWorld(t, testDoc())
+	s := w.gateway("gw-1", nil)
+	awaitNodes(t, s, "gw-1")
+	d := w.enrolled(s, clientID(1))
+	s.Kill()
+	if f, ok := d.next(); ok {
+		t.Errorf("got %s, want no words", f.Type)
+	}
+	other := w.gateway("gw-2", nil)
+	awaitNodes(t, other, "gw-2", "gw-1")
+	s.Kill() // again does no harm
+}
+
+// A gateway that ends takes its node key with it.
+func TestShutdownForgetsTheNode(t *testing.T) {
+	w := newWorld(t, testDoc())
+	other := w.gateway("gw-2", nil)
+	s, err := w.tryGateway("gw-1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	awaitNodes(t, other, "gw-1")
+	d := w.enrolled(s, clientID(1))
+	done := make(chan error)
+	go func() { done <- s.Shutdown(t.Context()) }()
+	var g wire.Goaway
+	d.want(&g)
+	d.send(&wire.Bye{})
+	d.wantEnd()
+	if err := <-done; err != nil {
+		t.Errorf("shutdown = %v, want nil", err)
+	}
+	if _, err := other.registry.Lookup(t.Context(), "gw-1"); err == nil {
+		t.Error("the node is still known, want its key deleted")
+	}
+	if n := w.auth.releasedCount(); n != 1 {
+		t.Errorf("sessions released = %d, want 1", n)
+	}
+	if n := testutil.ToFloat64(s.metrics.active); n != 0 {
+		t.Errorf("connections{active} = %v, want 0", n)
+	}
+}
+
+// RELIABILITY row 9: one device's flood does not reach the others.
+func TestFloodLeavesOthersAlone(t *testing.T) {
+	const rate, burst = 100, 100
+	doc := testDoc()
+	doc.DeviceLimit = dynamic.DeviceLimit{Bucket: dynamic.Bucket{Rate: rate, Burst: burst}, OnLimit: dynamic.LimitReject}
+	w := newWorld(t, doc)
+	var ofFlooder, ofVictim atomic.Int64
+	w.handler = func(_ context.Context, req sdkbackend.Request) (sdkbackend.Response, error) {
+		switch req.ClientID {
+		case clientID(1):
+			ofFlooder.Add(1)
+		case clientID(2):
+			ofVictim.Add(1)
+		}
+		return sdkbackend.Response{Body: req.Body}, nil
+	}
+	s := w.gateway("gw-1", nil)
+	w.settled(s)
+	flooder, victim := w.enrolled(s, clientID(1)), w.enrolled(s, clientID(2))
+	begun := time.Now()
+	stop, flooded := make(chan struct{}), make(chan int)
+	go func() { flooded <- flooder.flood(stop) }()
+	const rounds = 60
+	for i := range uint32(rounds) {
+		victim.roundTrip(i)
+		time.Sleep(20 * time.Millisecond)
+	}
+	close(stop)
+	n := <-flooded
+	eventually(t, "every frame of the flood was served or rejected, or it was closed", func() bool {
+		return float64(ofFlooder.Load())+testutil.ToFloat64(s.metrics.deviceRejected) >= float64(n) ||
+			testutil.ToFloat64(s.metrics.closed.WithLabelValues(string(wire.CodeRateLimited))) == 1
+	})
+	served, limit := ofFlooder.Load(), burst+rate*time.Since(begun).Seconds()
+	if served == 0 || float64(served) > limit+1 {
+		t.Errorf("requests of the flood that reached the backend = %d, want some, and at most %.0f: burst + rate × time", served, limit)
+	}
+	if rejected := testutil.ToFloat64(s.metrics.deviceRejected); rejected < floodMin/2 {
+		t.Errorf("of %d frames %v were rejected, want at least %d", n, rejected, floodMin/2)
+	}
+	if got := ofVictim.Load(); got != rounds {
+		t.Errorf("requests of the victim that reached the backend = %d, want %d", got, rounds)
+	}
+}
+
+// floodMin is more than any machine serves a device at its limit while the flood goes on.
+const floodMin = 20_000
+
+// flood sends requests to the echo service as fast as they go, until it is told to stop and at least
+// floodMin have gone, or the gateway closes. It returns how many.
+func (d *device) flood(stop chan struct{}) (n int) {
+	go func() { // it reads what it gets, until the connection ends
+		for range d.frames {
+		}
+	}()
+	batch := []byte(nil)
+	for {
+		select {
+		case <-stop:
+			if n >= floodMin {
+				return n
+			}
+		default:
+		}
+		batch = batch[:0]
+		for range 100 {
+			batch, _ = wire.Append(batch, wire.Version1, &wire.Request{ID: uint32(n), Token: d.token, Service: "echo", Body: []byte(`1`)})
+			n++
+		}
+		if _, err := d.conn.Write(batch); err != nil {
+			return n
+		}
+	}
+}

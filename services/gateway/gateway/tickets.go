@@ -1,0 +1,103 @@
+package gateway
+
+import (
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/goshield/goshield/internal/config"
+)
+
+// ticketKeysMax is how many keys a file may hold: the one in use, its successor and its predecessor.
+const ticketKeysMax = 3
+
+// tickets are the keys of TLS session tickets, shared by all gateways through a file: a device that comes back to another
+// gateway, as all do when one has gone, then resumes its TLS session and spares both sides the signature and its
+// verification. The first key makes tickets, all of them are accepted. The file is read again when it changes; one that is
+// wrong leaves the old keys in force.
+type tickets struct {
+	path string
+	log  *zap.Logger
+
+	mu       sync.Mutex
+	configs  []*tls.Config // that get the keys
+	checked  time.Time
+	modified time.Time
+}
+
+// openTickets reads the file and gives its keys to the configurations, whose handshakes look for new ones.
+func openTickets(path string, log *zap.Logger, configs ...*tls.Config) error {
+	t := &tickets{path: path, log: log, configs: configs}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.load(); err != nil {
+		return &config.Error{Key: "tls.ticket_keys_file", Err: err}
+	}
+	for _, c := range configs {
+		c.GetConfigForClient = t.refresh
+	}
+	return nil
+}
+
+// refresh is called with each ClientHello, before its ticket is looked at (tls.Config.GetConfigForClient). It keeps the
+// configuration: nil, nil tells crypto/tls to go on.
+func (t *tickets) refresh(*tls.ClientHelloInfo) (*tls.Config, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if time.Since(t.checked) < certificateCheck {
+		return nil, nil
+	}
+	if err := t.load(); err != nil {
+		t.log.Warn("the new TLS ticket keys cannot be used; the old ones stay", zap.Error(err))
+	}
+	return nil, nil
+}
+
+// load reads the file if it has changed. mu is held.
+func (t *tickets) load() error {
+	t.checked = time.Now()
+	info, err := os.Stat(t.path)
+	if err != nil {
+		return err
+	}
+	if info.ModTime().Equal(t.modified) {
+		return nil
+	}
+	t.modified = info.ModTime() // a wrong file is told of once
+	data, err := os.ReadFile(t.path)
+	if err != nil {
+		return err
+	}
+	keys, err := parseTicketKeys(string(data))
+	if err != nil {
+		return fmt.Errorf("%s: %w", t.path, err)
+	}
+	for _, c := range t.configs {
+		c.SetSessionTicketKeys(keys)
+	}
+	return nil
+}
+
+// parseTicketKeys takes a file's text: a key a line, 32 bytes as 64 hex digits. Its errors tell nothing of the keys.
+func parseTicketKeys(text string) ([][32]byte, error) {
+	lines := strings.Fields(text)
+	if len(lines) == 0 || len(lines) > ticketKeysMax {
+		return nil, fmt.Errorf("must hold from one to %d keys, a line each, has %d", ticketKeysMax, len(lines))
+	}
+	keys := make([][32]byte, len(lines))
+	for i, line := range lines {
+		b, err := hex.DecodeString(line)
+		if err != nil || len(b) != len(keys[i]) {
+			return nil, errors.New("a key must be 32 bytes, as 64 hex digits")
+		}
+		keys[i] = [32]byte(b)
+	}
+	return keys, nil
+}
