@@ -120,7 +120,10 @@ func (s *Server) serveShed(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusTooManyRequests, codeUnavailable, "too many calls like this are under way")
 		return
 	}
-	chosen := s.chooseToShed(req.Connections, req.From)
+	var chosen []*session
+	if s.letsIn(r.Context()) {
+		chosen = s.chooseToShed(req.Connections, req.From)
+	}
 	if !s.begin() {
 		<-s.sheds
 		writeProblem(w, http.StatusServiceUnavailable, codeUnavailable, "the gateway is ending")
@@ -128,6 +131,20 @@ func (s *Server) serveShed(w http.ResponseWriter, r *http.Request) {
 	}
 	go s.shed(chosen, over)
 	writeJSON(w, http.StatusAccepted, shedAnswer{Shed: len(chosen)})
+}
+
+// letsIn reports whether a device that is sent away could come back: for that, auth-service and Redis are needed. It asks
+// auth-service, which may have gone a moment ago.
+func (s *Server) letsIn(ctx context.Context) bool {
+	if s.authHTTP != nil && s.authHTTP.Ping(ctx) != nil {
+		return false
+	}
+	return !s.cutOff()
+}
+
+// cutOff reports whether it is known that auth-service or Redis is away.
+func (s *Server) cutOff() bool {
+	return s.health.Degraded(dependencyAuth) != "" || s.health.Degraded(dependencyRedis) != ""
 }
 
 // chooseToShed picks up to n devices at random that were not asked to go yet and
@@ -159,17 +176,24 @@ func cameThrough(peer netip.Addr, from []netip.Addr) bool {
 	return len(from) == 0
 }
 
-// shed asks the devices one after the other, evenly over the time. It ends then, or with the gateway.
+// shed asks the devices one after the other, evenly over the time. It ends then, or with the gateway, or when those who
+// go could not come back.
 func (s *Server) shed(list []*session, over time.Duration) {
 	defer s.work.Done()
 	defer func() { <-s.sheds }()
 	begun := time.Now()
+	asked := 0
 	for i, ses := range list {
 		at := over * time.Duration(i) / time.Duration(len(list))
 		if wait := at - time.Since(begun); wait > 0 && !s.sleep(wait) {
 			return
 		}
-		ses.goAway(reasonRebalance, 0, leaveGrace)
+		if s.cutOff() {
+			break
+		}
+		if ses.goAway(reasonRebalance, 0, leaveGrace) {
+			asked++
+		}
 	}
-	s.log.Info("devices were asked to reconnect", zap.Int("devices", len(list)), zap.Duration("over", over))
+	s.log.Info("devices were asked to reconnect", zap.Int("devices", asked), zap.Duration("over", over))
 }

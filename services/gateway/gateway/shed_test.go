@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -139,6 +140,37 @@ func TestShedClosesThoseWhoStay(t *testing.T) {
 			t.Errorf("closed_total{drained} = %v, want 1", got)
 		}
 	})
+}
+
+// Who is sent away while nobody can be let in would be without service until auth-service and Redis are back. Row 47.
+func TestNobodyIsShedWhoCouldNotComeBack(t *testing.T) {
+	for _, dependency := range []string{dependencyAuth, dependencyRedis} {
+		t.Run(dependency, func(t *testing.T) {
+			bubble(t, testDoc(), func(t *testing.T, r *rig) {
+				devices := r.through(t, 4)[netip.MustParseAddr("10.0.0.1")]
+				post := r.shedAPI()
+				changed := r.dependencyChanged(dependency)
+
+				changed(errors.New("away"))
+				if w := post(`{"connections":4}`, adminSecret); w.Code != http.StatusAccepted || !strings.Contains(w.Body.String(), `{"shed":0}`) {
+					t.Errorf("answer = %d %s, want 202 and none shed", w.Code, w.Body)
+				}
+				if got := asked(t, devices); got != 0 {
+					t.Errorf("devices asked = %d, want none", got)
+				}
+
+				// It goes away in the middle: the first of four is asked at once, the others would be later.
+				changed(nil)
+				post(`{"connections":4,"over_ms":4000}`, adminSecret)
+				synctest.Wait()
+				changed(errors.New("away"))
+				time.Sleep(5 * time.Second)
+				if got := asked(t, devices); got != 1 {
+					t.Errorf("devices asked = %d, want the one that was asked before", got)
+				}
+			})
+		})
+	}
 }
 
 func TestShedRefusals(t *testing.T) {
