@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/goshield/goshield/internal/handover"
 	"github.com/goshield/goshield/services/lb/relay"
@@ -44,6 +45,12 @@ func (l *listener) closeCopy() {
 	})
 }
 
+// vanishedAfter is how long a client may leave unacknowledged what is sent to it. After a failover of a virtual IP, the balancer
+// that had it holds connections whose devices are elsewhere by now: their gateways have closed them, and nobody
+// answers. They must not count as load until the idle timeout, nor fill max_connections when the address comes
+// back. It is what gateways by default wait for heartbeats, so that a device whose network is away for a while is theirs to judge.
+const vanishedAfter = time.Minute
+
 // bind listens on an address, at the socket that a predecessor left if there is one.
 func (s *Server) bind(address string) (*net.TCPListener, error) {
 	if ln := s.inherited.Listener(address); ln != nil {
@@ -51,7 +58,7 @@ func (s *Server) bind(address string) (*net.TCPListener, error) {
 	}
 	// Keep-alive probes would wake sleeping devices; the idle timeout ends dead
 	// connections.
-	lc := net.ListenConfig{KeepAlive: -1}
+	lc := net.ListenConfig{KeepAlive: -1, Control: giveUpAfter(vanishedAfter)}
 	ln, err := lc.Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return nil, err
