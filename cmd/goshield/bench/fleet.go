@@ -49,6 +49,7 @@ type fleet struct {
 	reconnects   atomic.Int64
 	enrolledAnew atomic.Int64
 	rotations    atomic.Int64
+	rotated      atomic.Int64 // devices
 	outstanding  atomic.Int64
 	sent         atomic.Int64
 	answered     atomic.Int64
@@ -61,7 +62,7 @@ type device struct {
 	number    int
 	client    *client.Client
 	wasOnline atomic.Bool
-	rotations atomic.Int64
+	rotated   atomic.Bool
 }
 
 func newFleet(cfg Config) *fleet {
@@ -175,7 +176,9 @@ func (f *fleet) hooks(d *device) client.Hooks {
 		},
 		OnRotate: func() {
 			f.rotations.Add(1)
-			d.rotations.Add(1)
+			if !d.rotated.Swap(true) {
+				f.rotated.Add(1)
+			}
 		},
 	}
 }

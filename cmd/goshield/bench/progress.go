@@ -17,6 +17,9 @@ type Progress struct {
 	Failed      int64
 	Outstanding int64
 	P99         Millis // latency so far
+
+	Reconnects int64 // so far
+	Rotated    int   // devices that got a new token at least once
 }
 
 // reportProgress calls cfg.Progress once a second until the function it returns
@@ -50,6 +53,7 @@ func (f *fleet) report(end <-chan struct{}) {
 			Phase: *f.phase.Load(), Elapsed: now.Sub(start), Online: f.online(), Devices: f.cfg.Devices,
 			Answered: answered, PerSecond: perSecond(answered-answeredThen, now.Sub(last)),
 			Failed: f.failed.Load() + f.notConnected.Load(), Outstanding: f.outstanding.Load(), P99: f.latency.quantiles().P99,
+			Reconnects: f.reconnects.Load(), Rotated: int(f.rotated.Load()),
 		}
 		last, answeredThen = now, answered
 		f.cfg.Progress(p)

@@ -126,15 +126,12 @@ func (f *fleet) result() *Result {
 		},
 		Sessions: SessionsResult{
 			Reconnects: f.reconnects.Load(), EnrolledAnew: f.enrolledAnew.Load(), Disconnects: disconnects,
-			Rotations: f.rotations.Load(),
+			Rotations: f.rotations.Load(), Rotated: int(f.rotated.Load()),
 		},
 		Errors:  errs,
 		Samples: samples,
 	}
 	for _, d := range f.connected {
-		if d.rotations.Load() > 0 {
-			r.Sessions.Rotated++
-		}
 		if d.client.Err() != nil {
 			r.Sessions.Ended++
 		}

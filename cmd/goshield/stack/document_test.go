@@ -12,10 +12,11 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap/zapcore"
 
-	"github.com/goshield/goshield/cmd/goshield/bench"
 	"github.com/goshield/goshield/internal/configdb"
 	"github.com/goshield/goshield/internal/dynamic"
+	"github.com/goshield/goshield/internal/porttest"
 	"github.com/goshield/goshield/internal/redistest"
 	"github.com/goshield/goshield/sdk/client"
 	"github.com/goshield/goshield/sdk/wire"
@@ -55,7 +56,7 @@ func TestDocumentChangesUnderLoad(t *testing.T) {
 	if err != nil {
 		t.Fatalf("the gateways' defaults are to be in Redis: %v", err)
 	}
-	load := begin(t, f.bench(20, 100, time.Minute))
+	load := begin(t, f.bench(20, 100, 10*time.Minute))
 	versions := int64(5)
 	for v := range versions {
 		doc, err = doc.Set("max_in_flight", fmt.Sprint(20+v))
@@ -68,8 +69,7 @@ func TestDocumentChangesUnderLoad(t *testing.T) {
 		f.awaitMetric(t, "goshield_gateway_config_version", int(v)+1, "gateway-1", "gateway-2")
 		f.awaitMetric(t, "goshield_auth_config_version", int(v)+1, "auth")
 	}
-	answered := load.wait(t, time.Minute, "progress", func(bench.Progress) bool { return true }).Answered
-	load.wait(t, time.Minute, "requests are answered by the last document", func(p bench.Progress) bool { return p.Answered > answered+50 })
+	load.goesOn(t, 50) // by the last document
 	wantClean(t, load.end(t))
 }
 
@@ -126,12 +126,7 @@ func TestDocumentChangesEnrolment(t *testing.T) {
 // leaves alone whatever else it says.
 func TestDocumentOfAnEarlierRun(t *testing.T) {
 	e, rdb := redistest.Embedded(t)
-	gone, err := net.Listen("tcp", anyPort)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead := gone.Addr().String()
-	_ = gone.Close()
+	dead := porttest.Held(t) // nobody listens there
 	other, err := net.Listen("tcp", anyPort)
 	if err != nil {
 		t.Fatal(err)
@@ -155,7 +150,7 @@ func TestDocumentOfAnEarlierRun(t *testing.T) {
 	if _, err := store.Put(t.Context(), doc, 0, "test"); err != nil {
 		t.Fatal(err)
 	}
-	f := start(t, quickDocument(), []string{e.Addr()})
+	f := startUnlinked(t, Config{Gateways: 2, DataDir: t.TempDir(), Document: quickDocument(), Redis: []string{e.Addr()}}, zapcore.DebugLevel)
 	if got, want := f.Found(), (Found{Version: 2, Mended: []string{"echo", "push"}}); !reflect.DeepEqual(got, want) {
 		t.Errorf("Found() = %+v, want %+v", got, want)
 	}
@@ -175,10 +170,7 @@ func TestDocumentOfAnEarlierRun(t *testing.T) {
 	if !reflect.DeepEqual(got, doc) || entry.By != "goshield up" {
 		t.Errorf("in force is %+v by %q, want %+v", got, entry.By, doc)
 	}
-	c, err := client.Dial(t.Context(), f.device(t, nil))
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := dial(t, f.device(t, nil))
 	defer c.Close()
 	until(t, time.Minute, "the echo service answers", func() bool {
 		answer, err := c.Request(t.Context(), "echo", []byte(`1`))

@@ -6,7 +6,6 @@ package stack
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -125,12 +124,7 @@ func (f *fleet) asker(t *testing.T) (ask func(service, body string) (string, err
 	pushed = make(chan client.Push, 16)
 	cfg := f.device(t, client.MemoryStore())
 	cfg.OnPush = func(p client.Push) { pushed <- p }
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	c, err := client.Dial(ctx, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := dial(t, cfg)
 	t.Cleanup(func() { _ = c.Close() })
 	return func(service, body string) (string, error) {
 		answer, err := c.Request(t.Context(), service, []byte(body))

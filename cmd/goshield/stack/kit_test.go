@@ -17,7 +17,9 @@ import (
 
 	"github.com/goshield/goshield/cmd/goshield/bench"
 	"github.com/goshield/goshield/internal/dynamic"
+	"github.com/goshield/goshield/internal/porttest"
 	"github.com/goshield/goshield/internal/redistest"
+	"github.com/goshield/goshield/sdk/client"
 )
 
 // long asks for the full sizes: scripts/test long sets it.
@@ -78,18 +80,39 @@ func startIn(t *testing.T, dir string, doc dynamic.Document, redis []string) *fl
 	return startWith(t, Config{Gateways: 2, DataDir: dir, Document: doc, Redis: redis})
 }
 
-// startWith fills in what cfg leaves open. All that is logged is kept.
+// startWith fills in what cfg leaves open. All that is logged is kept. Calls to Redis may take long: all is one
+// process here, which is slow when the machine is.
 func startWith(t *testing.T, cfg Config) *fleet {
 	t.Helper()
+	if cfg.RedisTimeout == 0 {
+		cfg.RedisTimeout = 10 * time.Second
+	}
 	return startLogging(t, cfg, zapcore.DebugLevel)
 }
 
-// startLogging keeps what is logged at that level and above.
+// startAsInProduction is startWith with the time for calls to Redis that services have in production.
+func startAsInProduction(t *testing.T, doc dynamic.Document, redis []string) *fleet {
+	t.Helper()
+	return startLogging(t, Config{Gateways: 2, DataDir: t.TempDir(), Document: doc, Redis: redis}, zapcore.DebugLevel)
+}
+
+// startLogging keeps what is logged at that level and above. Every gateway reaches every backend when it returns: Start
+// does not wait for that as long as a busy machine may take.
 func startLogging(t *testing.T, cfg Config, level zapcore.Level) *fleet {
+	t.Helper()
+	f := startUnlinked(t, cfg, level)
+	until(t, time.Minute, "the gateways reach the backends", f.linked)
+	return f
+}
+
+// startUnlinked is startLogging for a document that names backends that are not there.
+func startUnlinked(t *testing.T, cfg Config, level zapcore.Level) *fleet {
 	t.Helper()
 	logs := &logBuffer{}
 	encoder := zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig())
-	cfg.Listen, cfg.WebSocket, cfg.MQTT, cfg.Admin, cfg.Push = anyPort, anyPort, anyPort, anyPort, anyPort
+	cfg.free = func() string { return porttest.Held(t) }
+	cfg.Listen, cfg.Push = cfg.free(), cfg.free() // of parts that are started again
+	cfg.WebSocket, cfg.MQTT, cfg.Admin = anyPort, anyPort, anyPort
 	cfg.Backends, cfg.DrainTimeout = 3, 30*time.Second
 	cfg.Log = zap.New(zapcore.NewCore(encoder, logs, level))
 	s, err := Start(cfg)
@@ -116,6 +139,20 @@ func startLogging(t *testing.T, cfg Config, level zapcore.Level) *fleet {
 		t.Fatal("ca.pem holds no certificate")
 	}
 	return &fleet{Stack: s, log: logs, tls: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}}
+}
+
+// dial connects a device that, as devices do, comes again when it is told to: on a busy machine auth-service, or Redis, may
+// not answer in time.
+func dial(t *testing.T, cfg client.Config) *client.Client {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cfg.KeepDialing = true
+	c, err := client.Dial(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // eachRedis runs a test over the embedded Redis and, where there is one, a real cluster.
@@ -177,14 +214,19 @@ func begin(t *testing.T, cfg bench.Config) *load {
 	return l
 }
 
+// now is how far the load was when it told last.
+func (l *load) now() bench.Progress {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.latest
+}
+
 // wait waits for something of the load's progress.
 func (l *load) wait(t *testing.T, limit time.Duration, what string, ok func(bench.Progress) bool) bench.Progress {
 	t.Helper()
 	var p bench.Progress
 	until(t, limit, what, func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		p = l.latest
+		p = l.now()
 		return ok(p)
 	})
 	return p
@@ -235,8 +277,8 @@ func call(t *testing.T, method, url, bearer, body string) (int, string) {
 	if bearer != "" {
 		req.Header.Set("Authorization", "Bearer "+bearer)
 	}
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Do(req)
+	caller := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := caller.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

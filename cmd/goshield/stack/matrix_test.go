@@ -76,6 +76,7 @@ func connectSDK(version byte, dial func(f *fleet) dialer) func(context.Context, 
 		if dial != nil { // brings its own TLS
 			cfg.TLS, cfg.NoChannelBinding, cfg.DialContext = nil, true, dial(m.f)
 		}
+		cfg.KeepDialing = true // as long as ctx
 		c, err := client.Dial(ctx, cfg)
 		return sdkDevice{c}, err
 	}
@@ -83,7 +84,7 @@ func connectSDK(version byte, dial func(f *fleet) dialer) func(context.Context, 
 
 func connectMQTT(version byte) func(context.Context, *matrixCell, client.Config) (asker, error) {
 	return func(ctx context.Context, m *matrixCell, cfg client.Config) (asker, error) {
-		d, err := m.f.dialMQTT(ctx, version, cfg.ClientID, "")
+		d, err := m.f.mqtt(ctx, version, cfg.ClientID, "")
 		if err == nil {
 			m.pushed = d.pushed
 		}

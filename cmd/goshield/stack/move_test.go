@@ -18,11 +18,11 @@ import (
 	"github.com/goshield/goshield/services/lb/balancer"
 )
 
-// sessions is how many devices a gateway has.
+// sessions is how many devices a gateway has; -1: that cannot be told just now.
 func (f *fleet) sessions(gateway string) (n int) {
 	families, err := f.reg.Gather()
 	if err != nil {
-		panic(err)
+		return -1 // a part has just begun or ended
 	}
 	for _, family := range families {
 		for _, m := range family.GetMetric() {

@@ -70,6 +70,17 @@ func (f *fleet) dialMQTT(ctx context.Context, version byte, id wire.ClientID, to
 	return d, nil
 }
 
+// mqtt is dialMQTT, again where auth-service or Redis did not answer in time.
+func (f *fleet) mqtt(ctx context.Context, version byte, id wire.ClientID, token string) (*mqttDevice, error) {
+	for {
+		d, err := f.dialMQTT(ctx, version, id, token)
+		if err == nil || ctx.Err() != nil {
+			return d, err
+		}
+		sleep(ctx, 100*time.Millisecond)
+	}
+}
+
 // received takes a message.
 func (d *mqttDevice) received(topic string, payload []byte) {
 	payload = bytes.Clone(payload)
@@ -139,10 +150,15 @@ func (d *mqttDevice) close() { d.lib.close() }
 // paho3 speaks MQTT 3.1.1.
 type paho3 struct{ c mqtt3.Client }
 
+// keepAlive is after which a PINGREQ is sent: by MQTT 3.1.1 as the device says, by MQTT 5 as the gateway does, by the
+// interval of heartbeats. A device whose next packet does not come within half as long again is given up, so it must not
+// be short on a machine that stands still for a moment.
+const keepAlive = 8 * time.Second
+
 func connectMQTT3(ctx context.Context, f *fleet, user, password string, received func(string, []byte)) (mqttLibrary, error) {
 	o := mqtt3.NewClientOptions().AddBroker("ssl://" + f.MQTTAddr()).SetTLSConfig(f.tls.Clone()).
 		SetClientID("meter").SetUsername(user).SetPassword(password).SetProtocolVersion(4).SetCleanSession(true).
-		SetKeepAlive(2 * time.Second).SetAutoReconnect(false).SetConnectTimeout(30 * time.Second)
+		SetKeepAlive(keepAlive).SetAutoReconnect(false).SetConnectTimeout(30 * time.Second)
 	o.SetDefaultPublishHandler(func(_ mqtt3.Client, m mqtt3.Message) { received(m.Topic(), m.Payload()) })
 	p := &paho3{mqtt3.NewClient(o)}
 	return p, wait3(ctx, p.c.Connect())
@@ -231,12 +247,12 @@ func TestMQTTTokensRotate(t *testing.T) {
 		t.Run(strconv.Itoa(int(version)), func(t *testing.T) {
 			t.Parallel()
 			doc := quickDocument()
-			doc.Token.Grace = 0
+			doc.Token.Grace, doc.Heartbeat.Interval = 0, dynamic.Duration(keepAlive)
 			f := start(t, doc, nil)
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			id := f.device(t, nil).ClientID
-			d, err := f.dialMQTT(ctx, version, id, "")
+			d, err := f.mqtt(ctx, version, id, "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -254,15 +270,15 @@ func TestMQTTTokensRotate(t *testing.T) {
 			third := d.token(t)
 			d.close()
 
-			d, err = f.dialMQTT(ctx, version, id, third)
+			d, err = f.mqtt(ctx, version, id, third)
 			if err != nil {
 				t.Fatalf("resume with the newest: %v", err)
 			}
 			d.close()
-			if _, err = f.dialMQTT(ctx, version, id, first); err == nil {
+			if _, err := f.dialMQTT(ctx, version, id, first); err == nil {
 				t.Fatal("resumed with the first token, want a refusal")
 			}
-			if _, err = f.dialMQTT(ctx, version, id, third); err == nil {
+			if _, err := f.dialMQTT(ctx, version, id, third); err == nil {
 				t.Error("resumed after a token was used twice, want the record revoked")
 			}
 			if strings.Contains(f.log.String(), first) || strings.Contains(f.log.String(), third) {
@@ -332,13 +348,15 @@ func TestMosquitto(t *testing.T) {
 
 // Two devices share a gateway, a backend and its links; each has its own answers, whatever ids it chose.
 func TestMQTTAnswersStayApart(t *testing.T) {
-	f := start(t, quickDocument(), nil)
+	doc := quickDocument()
+	doc.Heartbeat.Interval = dynamic.Duration(keepAlive)
+	f := start(t, doc, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	var wg sync.WaitGroup
 	errs := make([]error, 8)
 	for i := range errs {
-		d, err := f.dialMQTT(ctx, []byte{4, 5}[i%2], f.device(t, nil).ClientID, "")
+		d, err := f.mqtt(ctx, []byte{4, 5}[i%2], f.device(t, nil).ClientID, "")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -36,13 +36,12 @@ var echoServices = map[string]string{
 const embeddedTimeout = time.Second
 
 func (s *Stack) redisConfig() redisdb.Config {
-	if s.redis != nil {
-		cfg := s.redis.Config()
-		cfg.Timeout = embeddedTimeout
-		return cfg
-	}
 	cfg := redisdb.DefaultConfig()
 	cfg.Addresses = s.cfg.Redis
+	if s.redis != nil {
+		cfg = s.redis.Config()
+		cfg.Timeout = embeddedTimeout
+	}
 	if s.cfg.RedisTimeout != 0 {
 		cfg.Timeout, cfg.DialTimeout = s.cfg.RedisTimeout, s.cfg.RedisTimeout
 	}
@@ -72,8 +71,8 @@ type backendPart struct {
 }
 
 func (s *Stack) newBackendPart(name string) *backendPart {
-	b := &backendPart{http: anyPort, grpc: anyPort}
-	b.part = s.newPart(name, anyPort, func(addr string, deps service.Deps) (server, error) {
+	b := &backendPart{http: s.anyAddr(), grpc: s.anyAddr()}
+	b.part = s.newPart(name, s.anyAddr(), func(addr string, deps service.Deps) (server, error) {
 		cfg := echo.DefaultConfig()
 		cfg.Listen, cfg.HTTP, cfg.GRPC = addr, b.http, b.grpc
 		cfg.SecretFile = s.secrets.Backend
@@ -135,8 +134,8 @@ type gatewayPart struct {
 }
 
 func (s *Stack) newGatewayPart(name, push string) *gatewayPart {
-	g := &gatewayPart{websocket: anyPort, mqtt: anyPort, push: push}
-	g.part = s.newPart(name, anyPort, func(addr string, deps service.Deps) (server, error) {
+	g := &gatewayPart{websocket: s.anyAddr(), mqtt: s.anyAddr(), push: push}
+	g.part = s.newPart(name, s.anyAddr(), func(addr string, deps service.Deps) (server, error) {
 		cfg := gateway.DefaultConfig()
 		cfg.Node = name
 		cfg.Listen, cfg.WebSocket, cfg.MQTT, cfg.Push = addr, g.websocket, g.mqtt, g.push

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"sync"
@@ -99,7 +100,7 @@ func TestRedisSlow(t *testing.T) {
 	line := newSlowLine(t, e.Addr())
 	doc := quickDocument()
 	doc.Token.RotateProbability = 0
-	f := start(t, doc, []string{line.ln.Addr().String()})
+	f := startAsInProduction(t, doc, []string{line.ln.Addr().String()})
 	line.delay.Store(int64(500 * time.Millisecond))
 	_, err = client.Dial(t.Context(), f.device(t, client.MemoryStore()))
 	var refused *wire.Error
@@ -116,8 +117,12 @@ func TestRedisSlow(t *testing.T) {
 	})
 	// A busy machine makes some requests slow, and not always the same share of them; a Redis on their way makes all of
 	// them slow, always.
-	until(t, 2*time.Minute, "99 of 100 requests take less than a fifth of what Redis takes", func() bool {
-		return p99(t, probes) < 100*time.Millisecond
+	percent := 50
+	if long { // on a machine that does nothing else
+		percent = 99
+	}
+	until(t, 2*time.Minute, fmt.Sprintf("%d of 100 requests take less than a fifth of what Redis takes", percent), func() bool {
+		return percentile(t, probes, percent) < 100*time.Millisecond
 	})
 	if got := f.metric(t, `goshield_degraded{dependency="redis",node="auth"}`); got != "1" {
 		t.Errorf("goshield_degraded = %s: the requests were answered while Redis was fast", got)
@@ -132,18 +137,15 @@ func (f *fleet) connect(t *testing.T, n int) []*client.Client {
 	t.Helper()
 	var devices []*client.Client
 	for range n {
-		c, err := client.Dial(t.Context(), f.device(t, client.MemoryStore()))
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := dial(t, f.device(t, client.MemoryStore()))
 		t.Cleanup(func() { _ = c.Close() })
 		devices = append(devices, c)
 	}
 	return devices
 }
 
-// p99 is what 99 of 100 requests take no longer than, of some hundred that devices make in turn.
-func p99(t *testing.T, devices []*client.Client) time.Duration {
+// percentile is what so many of 100 requests take no longer than, of some hundred that devices make in turn.
+func percentile(t *testing.T, devices []*client.Client, percent int) time.Duration {
 	t.Helper()
 	const rounds = 40
 	var took []time.Duration
@@ -157,5 +159,5 @@ func p99(t *testing.T, devices []*client.Client) time.Duration {
 		}
 	}
 	slices.Sort(took)
-	return took[len(took)*99/100]
+	return took[len(took)*percent/100]
 }

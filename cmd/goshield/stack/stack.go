@@ -46,7 +46,8 @@ type Config struct {
 	Backends  int
 	DataDir   string   // certificates and secrets; made if it does not exist
 	Redis     []string // servers to use; none: an embedded one
-	// RedisTimeout is of a dial, of a read and of a write; 0: what the services have for a Redis elsewhere.
+	// RedisTimeout is of a dial, of a read and of a write; 0: what the services have for a Redis elsewhere, and a
+	// second for the embedded one.
 	RedisTimeout time.Duration
 
 	// Document is the dynamic configuration in force until one is set in Redis. The services "echo" and
@@ -65,6 +66,10 @@ type Config struct {
 	DrainWindow time.Duration
 
 	Log *zap.Logger
+
+	// free gives an address to listen on for what nobody dials from outside; nil: anyPort. Tests, which
+	// end parts and start them again, have ones that nobody takes meanwhile.
+	free func() string
 }
 
 const defaultDrainWindow = time.Second
@@ -88,6 +93,13 @@ type Stack struct {
 
 // anyPort is an address for what nobody dials from outside.
 const anyPort = "127.0.0.1:0"
+
+func (s *Stack) anyAddr() string {
+	if s.cfg.free != nil {
+		return s.cfg.free()
+	}
+	return anyPort
+}
 
 // Start makes what is missing in the data directory and starts every part. When it
 // returns, a device can connect.
@@ -157,14 +169,14 @@ func (s *Stack) startParts() error {
 		}
 	}
 	s.mendDocument()
-	s.auth = s.newPart("auth", anyPort, s.newAuth)
+	s.auth = s.newPart("auth", s.anyAddr(), s.newAuth)
 	if err := s.auth.start(); err != nil {
 		return err
 	}
 	for i := range s.cfg.Gateways {
-		push := anyPort
-		if i == 0 {
-			push = s.cfg.Push
+		push := s.cfg.Push
+		if i > 0 {
+			push = s.anyAddr()
 		}
 		g := s.newGatewayPart(fmt.Sprintf("gateway-%d", i+1), push)
 		s.gateways = append(s.gateways, g)

@@ -69,10 +69,7 @@ func counter(t *testing.T, dir string, hands int, each time.Duration) (addr stri
 // as at the peak.
 func TestTwiceTheLoad(t *testing.T) {
 	// A service without bounds would answer next to nothing: all would wait until it is too late.
-	hands, each, duration, share := 4, 20*time.Millisecond, 2*time.Second, 0.7
-	if long {
-		duration, share = 30*time.Second, 0.9
-	}
+	const hands, each, duration, share = 4, 20 * time.Millisecond, 30 * time.Second, 0.9
 	dir := t.TempDir()
 	doc := quickDocument()
 	doc.Services = map[string]dynamic.Service{"echo": {
@@ -80,14 +77,19 @@ func TestTwiceTheLoad(t *testing.T) {
 	}}
 	f := startIn(t, dir, doc, nil)
 	peak := float64(hands) / each.Seconds()
+	if !long { // a machine with other things to do has bad moments; what breaks down under the load has no good ones
+		l := begin(t, f.bench(40, 2*peak, 10*time.Minute))
+		l.wait(t, 3*time.Minute, "half of what can be carried is answered within a second", func(p bench.Progress) bool {
+			return p.PerSecond >= peak/2 && float64(p.Answered+p.Failed) > 5*2*peak // of five seconds
+		})
+		wantOverflow(t, l.end(t))
+		return
+	}
 	goodput := func(rate float64) (*bench.Result, float64) {
 		t.Helper()
 		cfg := f.bench(40, rate, duration)
 		cfg.RequestTimeout = 2 * time.Second
 		r := runBench(t, cfg)
-		if len(r.Sessions.Disconnects) != 0 || r.Requests.Wrong != 0 {
-			t.Errorf("at %v/s: connections lost: %v, %d wrong answers; want none", rate, r.Sessions.Disconnects, r.Requests.Wrong)
-		}
 		return r, float64(r.Requests.Answered) / duration.Seconds()
 	}
 	_, at := goodput(peak)
@@ -96,11 +98,18 @@ func TestTwiceTheLoad(t *testing.T) {
 	if over < share*at {
 		t.Errorf("answered %.0f a second of twice the load, want at least %.2f of %.0f: %v", over, share, at, r.Errors)
 	}
+	wantOverflow(t, r)
+	t.Attr("goodput_at_twice_the_load", fmt.Sprintf("%.2f of the peak", over/at))
+}
+
+// wantOverflow wants what was too much to have been refused, and nothing else to have happened.
+func wantOverflow(t *testing.T, r *bench.Result) {
+	t.Helper()
+	if len(r.Sessions.Disconnects) != 0 || r.Requests.Wrong != 0 {
+		t.Errorf("connections lost: %v, %d wrong answers; want none", r.Sessions.Disconnects, r.Requests.Wrong)
+	}
 	if r.Errors[string(wire.CodeBackendUnavailable)] == 0 {
 		t.Errorf("errors %v, want what was too much to be refused", r.Errors)
-	}
-	if long {
-		t.Attr("goodput_at_twice_the_load", fmt.Sprintf("%.2f of the peak", over/at))
 	}
 }
 
@@ -121,12 +130,12 @@ func TestGreedyTenant(t *testing.T) {
 
 	cfg := f.bench(20, 10*limit, 10*time.Minute)
 	cfg.Service = "greedy"
-	tenant := begin(t, cfg)
 	began := time.Now()
+	tenant := begin(t, cfg)
 	others := runBench(t, f.bench(20, 200, duration))
 	wantClean(t, others)
 	r := tenant.end(t)
-	window := time.Since(began).Seconds() + 10 // its devices began a little earlier
+	window := time.Since(began).Seconds()
 	if r.Errors["rate_limited"] == 0 || len(r.Sessions.Disconnects) != 0 {
 		t.Errorf("the tenant's errors %v, connections lost %v; want rate_limited, and none", r.Errors, r.Sessions.Disconnects)
 	}

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -24,19 +25,28 @@ import (
 // rawDevice speaks the protocol frame by frame.
 type rawDevice struct {
 	t    *testing.T
-	conn *tls.Conn
+	f    *fleet
+	conn net.Conn
 	in   *wire.Reader
 }
 
 func (f *fleet) raw(t *testing.T) *rawDevice {
 	t.Helper()
-	conn, err := (&tls.Dialer{Config: f.tls}).DialContext(t.Context(), "tcp", f.Addr())
+	d := &rawDevice{t: t, f: f}
+	d.dial()
+	return d
+}
+
+// dial makes the connection, or another one in its place.
+func (d *rawDevice) dial() {
+	d.t.Helper()
+	conn, err := (&tls.Dialer{Config: d.f.tls}).DialContext(d.t.Context(), "tcp", d.f.Addr())
 	if err != nil {
-		t.Fatal(err)
+		d.t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
-	return &rawDevice{t: t, conn: conn.(*tls.Conn), in: wire.NewReader(bufio.NewReader(conn), wire.MaxPayload)}
+	d.t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(3 * time.Minute)) // longer than anything a test waits for
+	d.conn, d.in = conn, wire.NewReader(bufio.NewReader(conn), wire.MaxPayload)
 }
 
 func (d *rawDevice) send(m wire.Message) {
@@ -57,6 +67,11 @@ func (d *rawDevice) want(m wire.Message) {
 	if err != nil {
 		d.t.Fatalf("want %s, got %v", m.Type(), err)
 	}
+	d.decode(f, m)
+}
+
+func (d *rawDevice) decode(f wire.Frame, m wire.Message) {
+	d.t.Helper()
 	if f.Type != m.Type() {
 		d.t.Fatalf("want %s, got %s %s", m.Type(), f.Type, f.Payload)
 	}
@@ -70,6 +85,11 @@ func (d *rawDevice) wantClosed(code wire.Code) {
 	d.t.Helper()
 	var e wire.Error
 	d.want(&e)
+	d.lastWord(e, code)
+}
+
+func (d *rawDevice) lastWord(e wire.Error, code wire.Code) {
+	d.t.Helper()
 	if e.Code != code || !e.Close {
 		d.t.Fatalf("want %s and close, got %+v", code, e)
 	}
@@ -78,12 +98,37 @@ func (d *rawDevice) wantClosed(code wire.Code) {
 	}
 }
 
-func (d *rawDevice) hello(id wire.ClientID, token wire.Token) wire.Welcome {
+// opening says HELLO and returns the first frame that comes of it. Told that this cannot be decided just now, it comes
+// again, on another connection, as devices do.
+func (d *rawDevice) opening(id wire.ClientID, token wire.Token) wire.Frame {
 	d.t.Helper()
-	d.send(&wire.Hello{ClientID: id, Token: token})
-	var w wire.Welcome
-	d.want(&w)
+	for {
+		d.send(&wire.Hello{ClientID: id, Token: token})
+		f, err := d.in.Next()
+		if err != nil {
+			d.t.Fatalf("after HELLO: %v", err)
+		}
+		var e wire.Error
+		if f.Type != wire.TypeError || wire.Unmarshal(f.Version, f.Payload, &e) != nil || e.Code != wire.CodeAuthUnavailable {
+			return f
+		}
+		<-time.After(e.RetryAfter)
+		d.dial()
+	}
+}
+
+func (d *rawDevice) hello(id wire.ClientID, token wire.Token) (w wire.Welcome) {
+	d.t.Helper()
+	d.decode(d.opening(id, token), &w)
 	return w
+}
+
+// refused says HELLO, which must be answered by an ERROR of that code and the end.
+func (d *rawDevice) refused(id wire.ClientID, token wire.Token, code wire.Code) {
+	d.t.Helper()
+	var e wire.Error
+	d.decode(d.opening(id, token), &e)
+	d.lastWord(e, code)
 }
 
 // rotate sends heartbeats with token until an ack brings its successor.
@@ -117,18 +162,15 @@ func TestReplayClosesEveryConnection(t *testing.T) {
 		victim.want(&r)
 
 		thief := f.raw(t)
-		thief.send(&wire.Hello{ClientID: id, Token: old})
-		thief.wantClosed(wire.CodeTokenReused)
+		thief.refused(id, old, wire.CodeTokenReused)
 		victim.wantClosed(wire.CodeTokenReused)
 
-		back := f.raw(t)
-		back.send(&wire.Hello{ClientID: id, Token: now})
-		back.wantClosed(wire.CodeRevoked)
+		f.raw(t).refused(id, now, wire.CodeRevoked)
 		again := f.raw(t).hello(id, wire.Token{})
 		if again.Token == now || again.Token == old {
 			t.Error("enrolment brought an old token")
 		}
-		until(t, 10*time.Second, "the replay is in the audit log", func() bool {
+		until(t, time.Minute, "the replay is in the audit log", func() bool {
 			for line := range strings.SplitSeq(f.log.String(), "\n") {
 				if strings.Contains(line, `audit"`) && strings.Contains(line, "token_reused") && strings.Contains(line, id.String()) {
 					return true
@@ -139,7 +181,7 @@ func TestReplayClosesEveryConnection(t *testing.T) {
 	})
 }
 
-// Row 44: the older of two connections is closed within a second, whichever
+// Row 44: the older of two connections is closed, within a second where nothing else goes on, whichever
 // gateways they are at. The balancer takes turns, so that of three connections two
 // neighbours are at different gateways.
 func TestSecondConnectionWins(t *testing.T) {
@@ -152,7 +194,7 @@ func TestSecondConnectionWins(t *testing.T) {
 		token = newer.hello(id, token).Token
 		at := time.Now()
 		older.wantClosed(wire.CodeTakenOver)
-		if took := time.Since(at); took > 5*time.Second { // a second, on a machine that does nothing else
+		if took := time.Since(at); long && took > time.Second {
 			t.Errorf("taken over after %v", took)
 		}
 		newer.send(&wire.Request{ID: 1, Token: token, Service: "echo", Body: []byte(`"still here"`)})
@@ -170,7 +212,7 @@ func TestRevocationReachesTheGateway(t *testing.T) {
 		d := f.raw(t)
 		d.hello(id, wire.Token{})
 		admin := f.secret(t, f.secrets.Admin)
-		until(t, 30*time.Second, "the device is revoked, and a replica knows", func() bool {
+		until(t, time.Minute, "the device is revoked, and a replica knows", func() bool {
 			status, body := call(t, http.MethodDelete, "http://"+f.AuthAddr()+"/v1/clients/"+id.String()+"/token", admin, "")
 			if status != http.StatusNoContent && status != http.StatusServiceUnavailable {
 				t.Fatalf("revoke: %d %s", status, body)
@@ -202,10 +244,7 @@ func TestPushReachesTheDevice(t *testing.T) {
 	push := f.secret(t, f.secrets.Push)
 	// Two connections one after the other: one of them is at the other gateway.
 	for range 2 {
-		c, err := client.Dial(t.Context(), cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := dial(t, cfg)
 		status, body := call(t, http.MethodPost, "http://"+f.PushAddr()+"/v1/devices/"+cfg.ClientID.String()+"/messages", push,
 			`{"service":"alarm","body":{"level":3},"wait_ms":10000}`)
 		if status != http.StatusOK {
@@ -218,7 +257,7 @@ func TestPushReachesTheDevice(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	until(t, 10*time.Second, "a device that left is not connected", func() bool {
+	until(t, time.Minute, "a device that left is not connected", func() bool {
 		status, _ := call(t, http.MethodPost, "http://"+f.PushAddr()+"/v1/devices/"+cfg.ClientID.String()+"/messages", push, `{"service":"alarm","body":1}`)
 		return status == http.StatusNotFound
 	})
