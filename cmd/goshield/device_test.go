@@ -64,7 +64,7 @@ func TestDevice(t *testing.T) {
 	}
 	pushed := make(chan string, 1)
 	d, err := client.Dial(t.Context(), client.Config{
-		Addr: r.addr, TLS: r.tls, ClientID: id, TokenStore: client.MemoryStore(),
+		Addr: r.addr, TLS: r.tls, ClientID: id, TokenStore: client.MemoryStore(), KeepDialing: true,
 		OnPush: func(p client.Push) { pushed <- p.Service + " " + string(p.Body) },
 	})
 	if err != nil {
@@ -107,7 +107,7 @@ func TestDeviceListOfAllGateways(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d, err := client.Dial(t.Context(), client.Config{Addr: r.addr, TLS: r.tls, ClientID: id, TokenStore: client.MemoryStore()})
+		d, err := client.Dial(t.Context(), client.Config{Addr: r.addr, TLS: r.tls, ClientID: id, TokenStore: client.MemoryStore(), KeepDialing: true})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -193,7 +193,7 @@ func TestSendPrintsPushes(t *testing.T) {
 			send(&wire.Push{ID: 1, Service: "alerts", Body: []byte(`{"level":3}`)})
 		}
 	})
-	invoke(env, "", "send", "--mac", testMAC, "--timeout", "1s", `1`).
+	invoke(env, "", "send", "--mac", testMAC, "--timeout", "3s", `1`).
 		expect(t, "push, and no answer", exitFailed, "push alerts {\"level\":3}\n", "goshield: request to echo: no answer: context deadline exceeded")
 }
 
@@ -351,7 +351,7 @@ func TestBenchFails(t *testing.T) {
 	} {
 		invoke(env, "", append([]string{"bench"}, test.args...)...).expect(t, strings.Join(test.args, " "), test.code, "", test.want)
 	}
-	o = invoke(env, "", "bench", "--addr", "127.0.0.1:1", "--devices", "2", "--connect-limit", "50ms")
+	o = invoke(env, "", "bench", "--addr", "127.0.0.1:1", "--devices", "2", "--connect-limit", "1s")
 	if o.code != exitFailed || !strings.Contains(o.errOut, "no device could connect: ") || !strings.Contains(o.errOut, "goshield up") {
 		t.Errorf("nothing listens: got %d, %q", o.code, o.errOut)
 	}

@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/goshield/goshield/cmd/goshield/stack"
+	"github.com/goshield/goshield/internal/porttest"
 )
 
 // asMain makes the test binary run main, so that a test can start processes of it.
@@ -153,8 +155,12 @@ func TestUpEndsAtOnceWhenToldTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A client that says nothing keeps the drain from ending before a gateway loses
-	// patience with it, in five seconds.
-	silent, err := net.Dial("tcp", c.Addr)
+	// patience with it, in five seconds. After the handshake it is certain that a gateway has it.
+	trust, err := (&target{}).tlsConfig(c.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	silent, err := tls.Dial("tcp", c.Addr, trust)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,12 +214,7 @@ func TestUpRefusesABadDocument(t *testing.T) {
 // A Redis that is not there is named as it was given, without what a library has to say; and no ready
 // file of an earlier run is left to be believed.
 func TestUpNamesTheRedisThatIsNotThere(t *testing.T) {
-	gone, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := gone.Addr().String()
-	_ = gone.Close()
+	addr := porttest.Held(t) // nobody listens there
 	ready := filepath.Join(t.TempDir(), "ready")
 	if err := os.WriteFile(ready, []byte("of an earlier run"), 0o600); err != nil {
 		t.Fatal(err)

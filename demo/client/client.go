@@ -30,7 +30,7 @@ func main() {
 	frames.Check(c.Ask(&wire.Hello{ClientID: clientID, Agent: "demo"}, &welcome))
 	fmt.Printf("WELCOME        %s gave us a token and wants a heartbeat each %s\n", welcome.Session, welcome.Heartbeat)
 	token := welcome.Token
-	for id := range uint32(13) {
+	for id := range uint32(18) {
 		request(c, wire.Request{ID: id + 1, Token: token, Service: "echo", Body: fmt.Appendf(nil, `"hello %d"`, id+1)})
 		if id >= 5 {
 			continue // from here on faster than the server allows

@@ -156,8 +156,8 @@ func (f *fleet) hooks(d *device) client.Hooks {
 			}
 			switch again := d.wasOnline.Swap(true); {
 			case again && c.Enrolled:
-				f.reconnects.Add(1)
 				f.enrolledAnew.Add(1)
+				f.reconnects.Add(1)
 			case again:
 				f.reconnects.Add(1)
 			case c.Enrolled:

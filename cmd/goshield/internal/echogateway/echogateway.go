@@ -73,17 +73,24 @@ func (g *Gateway) Addr() string { return g.ln.Addr().String() }
 // CA signed its certificate.
 func (g *Gateway) CA() *certs.CA { return g.ca }
 
-// Forget makes every token invalid.
-func (g *Gateway) Forget() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	clear(g.tokens)
-}
-
 // Disconnect breaks every connection.
 func (g *Gateway) Disconnect() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.disconnect()
+}
+
+// ForgetAndDisconnect makes every token invalid and breaks every connection, at one moment: a device that comes back
+// already is not broken off again.
+func (g *Gateway) ForgetAndDisconnect() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	clear(g.tokens)
+	g.disconnect()
+}
+
+// disconnect is called with mu held.
+func (g *Gateway) disconnect() {
 	for conn := range g.conns {
 		_ = conn.Close()
 	}
