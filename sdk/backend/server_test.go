@@ -15,14 +15,13 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/goshield/goshield/sdk/backend"
+	"github.com/goshield/goshield/sdk/internal/leaktest"
 	"github.com/goshield/goshield/sdk/link"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 const secret = "a secret of this test"
 
@@ -87,7 +86,7 @@ func dial(t testing.TB, addr, node string) *gateway {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := link.Open(context.Background(), nc, link.Config{Node: node, Secret: secret})
+	conn, err := link.Open(context.Background(), nc, link.Config{Node: node, Secret: secret, HandshakeTimeout: patience})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -392,9 +391,11 @@ func TestShutdownFinishesWhatIsInFlight(t *testing.T) {
 	wait(t, "GOAWAY", g.goaway)
 	_, crossing := g.request(link.Request{}) // sent before GOAWAY was read, as far as the server knows
 	wait(t, "the handler", began)
-	if nc, err := net.Dial("tcp", addr); err == nil {
-		nc.Close()
-		t.Error("the server accepts links while it shuts down")
+	if nc, err := net.Dial("tcp", addr); err == nil { // the port may be another's by now
+		if conn, err := link.Open(context.Background(), nc, link.Config{Secret: secret}); err == nil {
+			conn.Close()
+			t.Error("the server accepts links while it shuts down")
+		}
 	}
 	close(release)
 	for name, ch := range map[string]chan answer{"in flight": first, "crossing": crossing} {
@@ -472,7 +473,7 @@ func TestStrangers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn, err := link.Open(context.Background(), nc, link.Config{Secret: shown})
+		conn, err := link.Open(context.Background(), nc, link.Config{Secret: shown, HandshakeTimeout: patience})
 		if err == nil {
 			t.Cleanup(conn.Close)
 		}

@@ -192,13 +192,13 @@ func TestFramesAreWrittenTogether(t *testing.T) {
 	counting := &countingConn{Conn: near, block: make(chan struct{})}
 	accepted := make(chan *link.Conn, 1)
 	go func() {
-		c, err := link.Accept(context.Background(), far, link.Config{}, link.SecretIn(secret))
+		c, err := link.Accept(context.Background(), far, patient(link.Config{}), link.SecretIn(secret))
 		if err != nil {
 			t.Error(err)
 		}
 		accepted <- c
 	}()
-	gateway, err := link.Open(context.Background(), counting, link.Config{Secret: secret})
+	gateway, err := link.Open(context.Background(), counting, patient(link.Config{Secret: secret}))
 	if err != nil {
 		t.Fatal(err)
 	}

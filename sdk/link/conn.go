@@ -32,6 +32,9 @@ type Config struct {
 	// WriteTimeout bounds each write: a peer that reads nothing for so long
 	// is given up; 10 s.
 	WriteTimeout time.Duration
+	// goodbyeTime bounds the good-bye: writing what is left, and waiting for the peer to have
+	// read it; 2 s.
+	goodbyeTime time.Duration
 }
 
 func (cfg Config) withDefaults() Config {
@@ -53,6 +56,7 @@ func (cfg Config) withDefaults() Config {
 	duration(&cfg.KeepAlive, 10*time.Second)
 	duration(&cfg.PingTimeout, 5*time.Second)
 	duration(&cfg.WriteTimeout, 10*time.Second)
+	duration(&cfg.goodbyeTime, 2*time.Second)
 	return cfg
 }
 
@@ -151,17 +155,13 @@ func (c *Conn) Farewell() {
 	<-c.written
 }
 
-// goodbyeTime bounds the good-bye: writing what is left, and waiting for the peer to
-// have read it.
-const goodbyeTime = 2 * time.Second
-
 // sayGoodbye has the writer write what is left, then reads on until the peer
 // closes too: closing with input unread resets a connection, and the reset
 // can overtake the last frames.
 func (c *Conn) sayGoodbye() {
-	_ = c.nc.SetReadDeadline(time.Now().Add(goodbyeTime))
+	_ = c.nc.SetReadDeadline(time.Now().Add(c.cfg.goodbyeTime))
 	c.out.end(queueFinishing)
-	late := time.NewTimer(goodbyeTime)
+	late := time.NewTimer(c.cfg.goodbyeTime)
 	defer late.Stop()
 	select {
 	case <-c.written:

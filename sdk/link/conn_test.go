@@ -14,18 +14,27 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"github.com/goshield/goshield/sdk/internal/leaktest"
 	"github.com/goshield/goshield/sdk/link"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 const secret = "a secret of this test"
 
 // patience is how long a test waits for what must come.
 const patience = 20 * time.Second
+
+// patient is a configuration whose times do not pass on a busy machine; those that it has stay.
+func patient(cfg link.Config) link.Config {
+	for _, d := range []*time.Duration{&cfg.HandshakeTimeout, &cfg.KeepAlive, &cfg.PingTimeout, &cfg.WriteTimeout} {
+		if *d == 0 {
+			*d = patience
+		}
+	}
+	return cfg.WithGoodbyeTime(patience)
+}
 
 // dialPair is a TCP connection over loopback, both ends.
 func dialPair(t testing.TB) (near, far net.Conn) {
@@ -55,10 +64,10 @@ func pair(t testing.TB, gw, be link.Config) (gateway, backend *link.Conn) {
 	accepted := make(chan error, 1)
 	go func() {
 		var err error
-		backend, err = link.Accept(context.Background(), far, be, link.SecretIn(secret))
+		backend, err = link.Accept(context.Background(), far, patient(be), link.SecretIn(secret))
 		accepted <- err
 	}()
-	gateway, err := link.Open(context.Background(), near, gw)
+	gateway, err := link.Open(context.Background(), near, patient(gw))
 	if err := errors.Join(err, <-accepted); err != nil {
 		t.Fatal(err)
 	}
@@ -108,11 +117,11 @@ func TestSecretRefused(t *testing.T) {
 		near, far := dialPair(t)
 		accepted := make(chan error, 1)
 		go func() {
-			_, err := link.Accept(context.Background(), far, link.Config{Node: "not to be told"}, link.SecretIn("", secret))
+			_, err := link.Accept(context.Background(), far, patient(link.Config{Node: "not to be told"}), link.SecretIn("", secret))
 			accepted <- err
 		}()
 		var heard bytes.Buffer
-		_, err := link.Open(context.Background(), tap{near, &heard}, link.Config{Secret: presented})
+		_, err := link.Open(context.Background(), tap{near, &heard}, patient(link.Config{Secret: presented}))
 		if !errors.Is(err, link.ErrRefused) || !errors.Is(err, &wire.Error{Code: link.CodeBadSecret}) {
 			t.Errorf("%q, the gateway: got %v, want ErrRefused with bad_secret", presented, err)
 		}
@@ -150,19 +159,18 @@ func TestSecretIn(t *testing.T) {
 }
 
 func TestHandshakeEnds(t *testing.T) {
-	quick := link.Config{HandshakeTimeout: 50 * time.Millisecond}
-	accept := func(ctx context.Context, nc net.Conn) error {
-		_, err := link.Accept(ctx, nc, quick, link.SecretIn(secret))
+	accept := func(ctx context.Context, nc net.Conn, timeout time.Duration) error {
+		_, err := link.Accept(ctx, nc, patient(link.Config{HandshakeTimeout: timeout}), link.SecretIn(secret))
 		return err
 	}
-	open := func(ctx context.Context, nc net.Conn) error {
-		_, err := link.Open(ctx, nc, quick)
+	open := func(ctx context.Context, nc net.Conn, timeout time.Duration) error {
+		_, err := link.Open(ctx, nc, patient(link.Config{HandshakeTimeout: timeout}))
 		return err
 	}
-	for name, shake := range map[string]func(context.Context, net.Conn) error{"accept": accept, "open": open} {
+	for name, shake := range map[string]func(context.Context, net.Conn, time.Duration) error{"accept": accept, "open": open} {
 		t.Run(name+" silence", func(t *testing.T) {
 			near, _ := dialPair(t)
-			if err := shake(context.Background(), near); err == nil || !strings.Contains(err.Error(), "no HELLO within 50ms") {
+			if err := shake(context.Background(), near, 50*time.Millisecond); err == nil || !strings.Contains(err.Error(), "no HELLO within 50ms") {
 				t.Errorf("got %v, want a deadline", err)
 			}
 			if _, err := near.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
@@ -173,7 +181,7 @@ func TestHandshakeEnds(t *testing.T) {
 			near, _ := dialPair(t)
 			ctx, cancel := context.WithCancel(context.Background())
 			cancel()
-			if err := shake(ctx, near); !errors.Is(err, context.Canceled) {
+			if err := shake(ctx, near, patience); !errors.Is(err, context.Canceled) {
 				t.Errorf("got %v, want context.Canceled", err)
 			}
 		})
@@ -183,7 +191,7 @@ func TestHandshakeEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			go func() { _, _ = io.Copy(io.Discard, far); far.Close() }() // ends when near is closed
-			if err := shake(context.Background(), near); !errors.Is(err, &wire.Error{Code: wire.CodeBadFrame}) {
+			if err := shake(context.Background(), near, patience); !errors.Is(err, &wire.Error{Code: wire.CodeBadFrame}) {
 				t.Errorf("got %v, want bad_frame", err)
 			}
 		})
@@ -193,7 +201,7 @@ func TestHandshakeEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			go func() { _, _ = io.Copy(io.Discard, far); far.Close() }() // ends when near is closed
-			if err := shake(context.Background(), near); !errors.Is(err, &wire.Error{Code: wire.CodeBadVersion}) {
+			if err := shake(context.Background(), near, patience); !errors.Is(err, &wire.Error{Code: wire.CodeBadVersion}) {
 				t.Errorf("got %v, want bad_version", err)
 			}
 		})
@@ -201,7 +209,7 @@ func TestHandshakeEnds(t *testing.T) {
 	t.Run("oversize HELLO", func(t *testing.T) {
 		near, far := dialPair(t)
 		accepted := make(chan error, 1)
-		go func() { accepted <- accept(context.Background(), far) }()
+		go func() { accepted <- accept(context.Background(), far, patience) }()
 		frame := link.AppendHello(nil, &link.Hello{Node: strings.Repeat("n", link.MaxHello), Secret: secret, MaxFrame: 4096, MaxStreams: 1})
 		if _, err := near.Write(frame); err != nil {
 			t.Fatal(err)
@@ -313,7 +321,7 @@ func TestMistakesCloseTheLink(t *testing.T) {
 			var backend *link.Conn
 			go func() {
 				var err error
-				backend, err = link.Accept(context.Background(), far, link.Config{}, link.SecretIn(secret))
+				backend, err = link.Accept(context.Background(), far, patient(link.Config{}), link.SecretIn(secret))
 				accepted <- err
 			}()
 			hello := link.AppendHello(nil, &link.Hello{Secret: secret, MaxFrame: 1 << 20, MaxStreams: 1})

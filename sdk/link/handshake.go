@@ -103,7 +103,7 @@ func (c *Conn) reject(err error) {
 	if !errors.As(err, &mistake) || errors.Is(err, ErrRefused) {
 		return
 	}
-	_ = c.nc.SetDeadline(time.Now().Add(goodbyeTime))
+	_ = c.nc.SetDeadline(time.Now().Add(c.cfg.goodbyeTime))
 	if _, err := c.nc.Write(AppendError(nil, 0, mistake.Code, mistake.Message)); err == nil {
 		c.awaitClose()
 	}
