@@ -86,7 +86,9 @@ func (p *page) heard(event any) {
 	case *runtime.EventExceptionThrown:
 		p.faults = append(p.faults, fmt.Sprintf("%+v", e.ExceptionDetails))
 	case *log.EventEntryAdded:
-		if e.Entry.Level == log.EntryLevelError {
+		// That a connection could not be made, while a gateway ends, is not a fault of the page: it tries again.
+		network := e.Entry.Source == log.EntrySourceNetwork || strings.HasPrefix(e.Entry.Text, "WebSocket connection to ")
+		if e.Entry.Level == log.EntryLevelError && !network {
 			p.faults = append(p.faults, e.Entry.Text+" "+e.Entry.URL)
 		}
 	}

@@ -69,8 +69,29 @@ func fuzzSeeds() [][]byte {
 	}
 }
 
-// worldPatience is shorter than what the fuzzer takes for a hang.
-const worldPatience = 5 * time.Second
+// worldPatience is shorter than what the fuzzer takes for a hang, and worldTurns is how often more the world is
+// given a chance when that has passed: it may have passed while the machine stood still.
+const (
+	worldPatience = 5 * time.Second
+	worldTurns    = 1000
+)
+
+// limit is how long something in the world may take.
+type limit struct {
+	deadline time.Time
+	turns    int // after that
+}
+
+func newLimit() *limit { return &limit{deadline: time.Now().Add(worldPatience)} }
+
+// over reports, once a turn, whether it has taken too long.
+func (l *limit) over() bool {
+	if time.Now().Before(l.deadline) {
+		return false
+	}
+	l.turns++
+	return l.turns > worldTurns
+}
 
 // world is a loop, two listening upstreams, and up to four connections.
 type world struct {
@@ -258,10 +279,10 @@ func (w *world) byPort(port uint16) *conversation {
 
 // await calls f, with the loop turning, until it has something.
 func (w *world) await(f func() (int, error)) (int, error) {
-	deadline := time.Now().Add(worldPatience)
+	limit := newLimit()
 	for {
 		n, err := f()
-		if err != unix.EAGAIN || time.Now().After(deadline) {
+		if err != unix.EAGAIN || limit.over() {
 			return n, err
 		}
 		w.turn()
@@ -384,7 +405,7 @@ func (w *world) settle() {
 // finish lets everything flow, ends what is open, and checks that nothing is
 // missing and nothing is left.
 func (w *world) finish() {
-	deadline := time.Now().Add(worldPatience)
+	limit := newLimit()
 	for open := true; open; {
 		open = false
 		w.settle()
@@ -392,13 +413,13 @@ func (w *world) finish() {
 		for _, c := range w.conns {
 			open = w.wind(c) || open
 		}
-		if time.Now().After(deadline) {
+		if limit.over() {
 			w.t.Fatalf("never ended: %s", w)
 		}
 	}
 	for w.loop.count.Load() > 0 {
 		w.turn()
-		if time.Now().After(deadline) {
+		if limit.over() {
 			w.t.Fatalf("%d connections left in the loop: %s", w.loop.count.Load(), w)
 		}
 	}
