@@ -58,13 +58,13 @@ type conn struct {
 	hurry   chan struct{} // capacity 1: requests are refused here already
 	settled chan struct{} // capacity 1: no call is left
 	ended   chan struct{} // closed by fail
-	unwatch func() bool   // ends the watch for Close
 
-	mu      sync.Mutex // before credentials.mu
-	err     error      // why it ended
-	out     []byte     // whole frames that the writer has not taken
-	queued  uint64     // requests ever put into out
-	taken   uint64     // of those, taken by the writer
+	mu      sync.Mutex  // before credentials.mu
+	unwatch func() bool // ends the watch for Close
+	err     error       // why it ended
+	out     []byte      // whole frames that the writer has not taken
+	queued  uint64      // requests ever put into out
+	taken   uint64      // of those, taken by the writer
 	calls   map[uint32]*call
 	lastID  uint32
 	refuses bool // requests that came to be sent here were refused
@@ -102,6 +102,8 @@ func newConn(c *Client, raw net.Conn) *conn {
 		calls:   make(map[uint32]*call),
 	}
 	cn.setTransport(raw)
+	cn.mu.Lock() // the client may be closing: fail must find unwatch
+	defer cn.mu.Unlock()
 	cn.unwatch = context.AfterFunc(c.ctx, func() { cn.fail(ErrClosed) })
 	return cn
 }

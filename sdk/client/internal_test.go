@@ -85,6 +85,26 @@ func testConn(t *testing.T) (*Client, *conn) {
 	return c, cn
 }
 
+// A connection that is made while the client closes ends at once, which is another goroutine's doing.
+func TestConnectionMadeWhileClosing(t *testing.T) {
+	creds, err := loadCredentials(MemoryStore(), wire.ClientID{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	c := &Client{cfg: Config{Version: wire.Version1}, creds: creds, ctx: ctx}
+	for range 100 {
+		near, far := net.Pipe()
+		cn := newConn(c, near)
+		<-cn.ended
+		if err := cn.failure(); !errors.Is(err, ErrClosed) {
+			t.Errorf("it ended with %v, want ErrClosed", err)
+		}
+		_ = far.Close()
+	}
+}
+
 // A request that picked its connection just before that was replaced goes to
 // the next one.
 func TestSendOnRetiredConnection(t *testing.T) {

@@ -176,6 +176,7 @@ func (f *fleet) bench(devices int, rate float64, d time.Duration) bench.Config {
 	return bench.Config{
 		Addr: f.Addr(), TLS: f.tls, Devices: devices, Rate: rate, Duration: d, Connecting: 16,
 		FirstMAC: firstMAC(), BackoffBase: 100 * time.Millisecond, BackoffCap: time.Second,
+		RequestTimeout: time.Minute, // also while a busy machine lets a device wait for its next connection
 	}
 }
 
@@ -242,7 +243,7 @@ func (l *load) end(t *testing.T) *bench.Result {
 			t.FailNow()
 		}
 		return r
-	case <-time.After(time.Minute):
+	case <-time.After(3 * time.Minute):
 		t.Fatal("the load did not end")
 		return nil
 	}
