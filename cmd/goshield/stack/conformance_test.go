@@ -115,10 +115,10 @@ func TestConformanceWithKeysAndGoaway(t *testing.T) {
 func TestConformanceWithADrain(t *testing.T) {
 	t.Parallel()
 	f := startWith(t, Config{Gateways: 1, DataDir: t.TempDir(), Document: dynamic.Default(), DrainWindow: 20 * time.Second})
-	var draining sync.WaitGroup
-	defer draining.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
+	var draining sync.WaitGroup
+	defer draining.Wait()
 	cfg := f.kit()
 	cfg.Rules = []string{"goaway/serves"}
 	cfg.Shed = func(context.Context) error {
