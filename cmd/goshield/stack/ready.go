@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	connectLimit = 10 * time.Second // for a device to get through to a gateway
+	connectLimit = 30 * time.Second // for a device to get through to a gateway
 	linkLimit    = 3 * time.Second  // for the gateways to reach the echo backends
 	readyPoll    = 10 * time.Millisecond
 )
