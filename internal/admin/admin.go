@@ -54,8 +54,10 @@ func New(addr string, g prometheus.Gatherer, log *zap.Logger, parts ...Readiness
 // server of this project has.
 func NewHTTPServer(h http.Handler, log *zap.Logger) *http.Server {
 	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 5 * time.Second,
+		Handler: h,
+		// As long as the rest: a process that the machine left alone for a while would else reset connections whose
+		// request has long been there.
+		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       2 * time.Minute,

@@ -10,13 +10,14 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
+
+	"github.com/goshield/goshield/internal/leaktest"
 )
 
 func get(t *testing.T, url string) (int, string) {
 	t.Helper()
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get(url)
 	if err != nil {
 		t.Fatal(err)
@@ -30,7 +31,7 @@ func get(t *testing.T, url string) (int, string) {
 }
 
 func TestPages(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leaktest.None(t)
 	reg := prometheus.NewRegistry()
 	health := NewHealth(reg, "redis", "auth")
 	s := New("127.0.0.1:0", reg, zap.NewNop(), health)
@@ -91,7 +92,7 @@ func TestForget(t *testing.T) {
 }
 
 func TestSeveralHealthsAreReadyTogether(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leaktest.None(t)
 	one, two := NewHealth(prometheus.NewRegistry()), NewHealth(prometheus.NewRegistry())
 	s := New("127.0.0.1:0", prometheus.NewRegistry(), zap.NewNop(), one, two)
 	if err := s.Start(); err != nil {

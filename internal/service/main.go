@@ -150,8 +150,11 @@ func RegisterBuildInfo(reg prometheus.Registerer) {
 
 // Probe asks url and returns nil if it answers 200 within two seconds: the health
 // check of a container image that has no shell.
-func Probe(url string) error {
-	client := http.Client{Timeout: 2 * time.Second}
+func Probe(url string) error { return probe(url, 2*time.Second) }
+
+// probe is Probe with another time to answer.
+func probe(url string, timeout time.Duration) error {
+	client := http.Client{Timeout: timeout}
 	resp, err := client.Get(url)
 	if err != nil {
 		return err

@@ -21,6 +21,7 @@ import (
 
 	"github.com/goshield/goshield/internal/admin"
 	"github.com/goshield/goshield/internal/config"
+	"github.com/goshield/goshield/internal/leaktest"
 )
 
 type fakeConfig struct {
@@ -152,7 +153,7 @@ func TestSignals(t *testing.T) {
 			}
 		})
 	}
-	goleak.VerifyNone(t, goleak.IgnoreTopFunction("github.com/goshield/goshield/internal/service.(*fakeService).Shutdown"))
+	leaktest.None(t, goleak.IgnoreTopFunction("github.com/goshield/goshield/internal/service.(*fakeService).Shutdown"))
 }
 
 // reloadable takes a configuration while it runs, unless it says fail.
@@ -243,11 +244,11 @@ func TestProbe(t *testing.T) {
 	}
 	defer func() { _ = adm.Shutdown(context.Background()) }()
 	url := "http://" + adm.Addr() + "/readyz"
-	if err := Probe(url); err == nil || !strings.Contains(err.Error(), "not ready: starting") {
+	if err := probe(url, time.Minute); err == nil || !strings.Contains(err.Error(), "not ready: starting") {
 		t.Errorf("not ready: got %v, want the reason", err)
 	}
 	health.SetReady()
-	if err := Probe(url); err != nil {
+	if err := probe(url, time.Minute); err != nil {
 		t.Errorf("ready: got %v", err)
 	}
 }

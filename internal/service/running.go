@@ -27,7 +27,7 @@ type running[C any] struct {
 }
 
 // adminShutdown is how long a reader of the admin pages may take at the end.
-const adminShutdown = time.Second
+const adminShutdown = 3 * time.Second
 
 // serve runs the service until a signal to end has been obeyed.
 func (r *running[C]) serve(cfg C) error {
