@@ -68,7 +68,7 @@ func (e *Embedded) Stop() { e.mini.Close() }
 
 // Resume ends an outage, on the same address.
 func (e *Embedded) Resume() error {
-	if err := e.mini.Restart(); err != nil {
+	if err := e.mini.StartAddr(e.addr); err != nil {
 		return err
 	}
 	return e.complete()
