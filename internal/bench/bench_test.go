@@ -8,12 +8,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/goshield/goshield/internal/leaktest"
 )
 
 // TestMain lets the test binary play the roles that the program plays.
@@ -58,7 +59,7 @@ func benchCopy[T any](t *testing.T, args ...string) (stdout string, settings []s
 }
 
 func TestRelay(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leaktest.None(t)
 	stdout, settings := benchCopy[relaying](t, "relay", "-rounds", "1", "-warm", "10ms", "-window", "1s", "-connections", "8")
 	if want := "| 8 connections, 1 thread"; !strings.Contains(stdout, want) {
 		t.Errorf("no %q in\n%s", want, stdout)
@@ -69,7 +70,8 @@ func TestRelay(t *testing.T) {
 	}
 	for _, round := range rounds {
 		for name, m := range map[string]measurement{"closed": round.Closed, "open": round.Open} {
-			if m.Done <= 0 || m.Elapsed <= 0 || m.CPU.total() <= 0 {
+			// Few of them may take less than a tick of the kernel's accounts.
+			if m.Done <= 0 || m.Elapsed <= 0 || (m.CPU.total() <= 0 && m.Done > 5000) {
 				t.Errorf("%s: got %+v, want round trips that took time", name, m)
 			}
 			if m.P50 <= 0 || m.P99 < m.P50 || m.P999 < m.P99 {
@@ -83,7 +85,7 @@ func TestRelay(t *testing.T) {
 }
 
 func TestConnect(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leaktest.None(t)
 	_, settings := benchCopy[measurement](t, "connect", "-rounds", "1", "-warm", "10ms", "-window", "1s", "-connections", "4")
 	if m := settings[0].Rounds[copyName][0]; m.Done <= 0 || m.P50 <= 0 {
 		t.Errorf("got %+v, want connections that took time", m)
@@ -91,7 +93,7 @@ func TestConnect(t *testing.T) {
 }
 
 func TestBulk(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leaktest.None(t)
 	_, settings := benchCopy[measurement](t, "bulk", "-rounds", "1", "-warm", "10ms", "-window", "1s", "-connections", "2")
 	if m := settings[0].Rounds[copyName][0]; m.Bytes <= 0 || m.megabytes() <= 0 {
 		t.Errorf("got %+v, want bytes", m)
@@ -99,7 +101,7 @@ func TestBulk(t *testing.T) {
 }
 
 func TestIdle(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leaktest.None(t)
 	_, settings := benchCopy[idleness](t, "idle", "-rounds", "1", "-window", "10ms", "-connections", "200")
 	found := settings[0].Rounds[copyName][0]
 	if found.Connections != 200 {
@@ -115,7 +117,7 @@ func TestIdle(t *testing.T) {
 }
 
 func TestAContestantThatCannotStart(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leaktest.None(t)
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "lb"), []byte("#!/bin/sh\necho no such key >&2; exit 2\n"), 0o755); err != nil {
 		t.Fatal(err)
@@ -170,6 +172,7 @@ func TestProcessFigures(t *testing.T) {
 			t.Fatalf("CPU time did not grow from %+v", before)
 		}
 	}
+	debug.FreeOSMemory() // or the block might go where other tests' garbage was
 	memory, err := resident(self)
 	if err != nil {
 		t.Fatal(err)

@@ -12,9 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/goshield/goshield/internal/certs"
+	"github.com/goshield/goshield/internal/leaktest"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
@@ -22,7 +21,7 @@ import (
 // looks for goroutines that are left.
 func serveTLS(t *testing.T, handle func(net.Conn)) (address string) {
 	t.Helper()
-	t.Cleanup(func() { goleak.VerifyNone(t) })
+	t.Cleanup(func() { leaktest.None(t) })
 	paths, err := certs.EnsureDir(t.TempDir())
 	if err != nil {
 		t.Fatal(err)

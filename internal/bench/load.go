@@ -22,7 +22,7 @@ const (
 
 // patience is how long what has been begun may take to end: a dial and its
 // first round trip, the answers that are under way when a window closes.
-const patience = 15 * time.Second
+const patience = time.Minute
 
 // loadSpec is the first request to a load: it opens its connections, makes one
 // round trip on each, and answers with a loadAnswer.

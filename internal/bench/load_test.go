@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/goshield/goshield/internal/porttest"
 )
 
 // serveOne accepts one connection and gives it to handle, until the test ends.
@@ -53,13 +55,7 @@ func TestLoadChecksTheAnswer(t *testing.T) {
 
 // TestLoadTellsARefusal: nobody listens.
 func TestLoadTellsARefusal(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	listener.Close()
-	_, err = openLoad(loadSpec{Address: address, Connections: 1, Payload: minPayload})
+	_, err := openLoad(loadSpec{Address: porttest.Held(t), Connections: 1, Payload: minPayload})
 	if want := "connection refused"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v, want %q", err, want)
 	}

@@ -42,7 +42,7 @@ func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr e
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	done := make(chan error, 1)
 	go func() {
 		conn, err := ln.Accept()
@@ -68,10 +68,10 @@ func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr e
 
 func TestHandshakes(t *testing.T) {
 	ca, other := newTestCA(t), newTestCA(t)
-	localhost := issue(t, ca, Leaf{DNS: []string{"localhost"}, IPs: []net.IP{net.IPv6loopback}, ValidFor: time.Minute})
+	localhost := issue(t, ca, Leaf{DNS: []string{"localhost"}, IPs: []net.IP{net.IPv6loopback}, ValidFor: 30 * time.Minute})
 	expired := issue(t, ca, Leaf{DNS: []string{"localhost"}, ValidFor: -time.Minute})
-	device := issue(t, ca, Leaf{CommonName: "device", DNS: []string{"device"}, Client: true, ValidFor: time.Minute})
-	peer := issue(t, ca, Leaf{DNS: []string{"localhost"}, Peer: true, ValidFor: time.Minute})
+	device := issue(t, ca, Leaf{CommonName: "device", DNS: []string{"device"}, Client: true, ValidFor: 30 * time.Minute})
+	peer := issue(t, ca, Leaf{DNS: []string{"localhost"}, Peer: true, ValidFor: 30 * time.Minute})
 	for _, test := range []struct {
 		name           string
 		server, client *tls.Config
@@ -135,14 +135,14 @@ func TestLoadCA(t *testing.T) {
 	if err != nil {
 		t.Fatalf("LoadCA: %v", err)
 	}
-	leaf := issue(t, again, Leaf{DNS: []string{"a"}, ValidFor: time.Minute}).Leaf
+	leaf := issue(t, again, Leaf{DNS: []string{"a"}, ValidFor: 30 * time.Minute}).Leaf
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: ca.Pool(), DNSName: "a"}); err != nil {
 		t.Errorf("what a loaded authority signs: %v", err)
 	}
 	if _, err := LoadCA(ca.PEM(), other.KeyPEM()); err == nil {
 		t.Error("another authority's key: no error")
 	}
-	certPEM, keyPEM, err := ca.Issue(Leaf{DNS: []string{"a"}, ValidFor: time.Minute})
+	certPEM, keyPEM, err := ca.Issue(Leaf{DNS: []string{"a"}, ValidFor: 30 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,10 +10,14 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/goshield/goshield/internal/leaktest"
+	"github.com/goshield/goshield/internal/porttest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+// patience is how long a probe may take that is to have an answer.
+const patience = 30 * time.Second
 
 // listen serves each connection with handle until the test ends.
 func listen(t *testing.T, network, addr string, handle func(net.Conn)) string {
@@ -30,7 +34,7 @@ func listen(t *testing.T, network, addr string, handle func(net.Conn)) string {
 			if err != nil {
 				return
 			}
-			_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+			_ = conn.SetDeadline(time.Now().Add(2 * patience))
 			handle(conn)
 			_ = conn.Close()
 		}
@@ -39,22 +43,36 @@ func listen(t *testing.T, network, addr string, handle func(net.Conn)) string {
 	return ln.Addr().String()
 }
 
-// closedPort is an address where nothing listens.
-func closedPort(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = ln.Close()
-	return ln.Addr().String()
-}
-
 func run(t *testing.T, p Probe, timeout time.Duration) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	return p(ctx)
+}
+
+// runOut is run for a target that never answers: the time is up as soon as it was asked.
+func runOut(t *testing.T, p Probe, asked <-chan struct{}) error {
+	t.Helper()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	go func() { // ends with the test, at the latest
+		select {
+		case <-asked:
+			cancel(context.DeadlineExceeded)
+		case <-ctx.Done():
+		}
+	}()
+	return p(timeUp{ctx})
+}
+
+// timeUp is a context whose end passes for that of its time.
+type timeUp struct{ context.Context }
+
+func (c timeUp) Err() error {
+	if c.Context.Err() != nil {
+		return context.Cause(c.Context)
+	}
+	return nil
 }
 
 func check(t *testing.T, name string, err error, want string) {
@@ -82,21 +100,26 @@ func TestTCP(t *testing.T) {
 		// The PROXY protocol §2.2: signature, version 2 and command LOCAL, no family, no bytes.
 		{"with header", true, "\x0d\x0a\x0d\x0a\x00\x0d\x0a\x51\x55\x49\x54\x0a\x20\x00\x00\x00"},
 	} {
-		check(t, tt.name, run(t, TCP(addr, tt.proxyHeader), 5*time.Second), "")
+		check(t, tt.name, run(t, TCP(addr, tt.proxyHeader), patience), "")
 		if b := <-got; b != tt.want {
 			t.Errorf("%s: sent %q, want %q", tt.name, b, tt.want)
 		}
 	}
-	check(t, "nobody listens", run(t, TCP(closedPort(t), false), 5*time.Second), "connect: connection refused")
+	check(t, "nobody listens", run(t, TCP(porttest.Held(t), false), patience), "connect: connection refused")
 }
 
 func TestTCPOverIPv6(t *testing.T) {
 	addr := listen(t, "tcp6", "[::1]:0", func(net.Conn) {})
-	check(t, addr, run(t, TCP(addr, false), 5*time.Second), "")
+	check(t, addr, run(t, TCP(addr, false), patience), "")
 }
 
 func TestExchange(t *testing.T) {
-	silent := listen(t, "tcp", "127.0.0.1:0", func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
+	asked := make(chan struct{}, 1)
+	silent := listen(t, "tcp", "127.0.0.1:0", func(c net.Conn) {
+		_, _ = io.ReadFull(c, make([]byte, 4))
+		asked <- struct{}{}
+		_, _ = io.Copy(io.Discard, c)
+	})
 	ponger := listen(t, "tcp", "127.0.0.1:0", func(c net.Conn) {
 		b := make([]byte, 4)
 		if _, err := io.ReadFull(c, b); err == nil && string(b) == "PING" {
@@ -107,21 +130,24 @@ func TestExchange(t *testing.T) {
 		name         string
 		addr         string
 		send, expect string
-		timeout      time.Duration
 		want         string
 	}{
-		{"right answer", ponger, "PING", "PONG", 5 * time.Second, ""},
-		{"wrong answer", ponger, "PING", "pong", 5 * time.Second, "answered 504f4e47, want 706f6e67"},
-		{"closed without answer", ponger, "QUIT", "PONG", 5 * time.Second, "answered 0 of 4 bytes: EOF"},
-		{"no answer", silent, "PING", "PONG", 50 * time.Millisecond, "answered 0 of 4 bytes: "},
+		{"right answer", ponger, "PING", "PONG", ""},
+		{"wrong answer", ponger, "PING", "pong", "answered 504f4e47, want 706f6e67"},
+		{"closed without answer", ponger, "QUIT", "PONG", "answered 0 of 4 bytes: EOF"},
+		{"no answer", silent, "PING", "PONG", "answered 0 of 4 bytes: "},
 	} {
-		err := run(t, Exchange(tt.addr, false, []byte(tt.send), []byte(tt.expect)), tt.timeout)
-		check(t, tt.name, err, tt.want)
+		probe := Exchange(tt.addr, false, []byte(tt.send), []byte(tt.expect))
+		if tt.addr == silent {
+			check(t, tt.name, runOut(t, probe, asked), tt.want)
+		} else {
+			check(t, tt.name, run(t, probe, patience), tt.want)
+		}
 	}
 }
 
 func TestHTTP(t *testing.T) {
-	release := make(chan struct{})
+	release, hanging := make(chan struct{}), make(chan struct{}, 1)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/ok":
@@ -134,6 +160,7 @@ func TestHTTP(t *testing.T) {
 			w.WriteHeader(http.StatusInternalServerError)
 			_, _ = w.Write([]byte{0, 1, 2})
 		case "/hang":
+			hanging <- struct{}{}
 			select {
 			case <-release:
 			case <-r.Context().Done():
@@ -154,17 +181,17 @@ func TestHTTP(t *testing.T) {
 		{"http://{addr}/moved", "answered 302 Found"},
 		{"http://{addr}/binary", "answered 500 Internal Server Error"},
 		{"http://{addr}/hang", "context deadline exceeded"},
-		{"http://" + closedPort(t) + "/", "connect: connection refused"},
+		{"http://" + porttest.Held(t) + "/", "connect: connection refused"},
 	} {
 		p, err := HTTP(tt.template, addr)
 		if err != nil {
 			t.Fatal(err)
 		}
-		timeout := 5 * time.Second
 		if strings.HasSuffix(tt.template, "hang") {
-			timeout = 50 * time.Millisecond
+			check(t, tt.template, runOut(t, p, hanging), tt.want)
+		} else {
+			check(t, tt.template, run(t, p, patience), tt.want)
 		}
-		check(t, tt.template, run(t, p, timeout), tt.want)
 	}
 }
 

@@ -4,7 +4,9 @@
 package porttest
 
 import (
+	"math/rand/v2"
 	"net"
+	"net/netip"
 	"runtime"
 	"strconv"
 	"syscall"
@@ -53,4 +55,13 @@ func bind() (fd, port int, err error) {
 	}
 	_ = syscall.Close(fd)
 	return 0, 0, err
+}
+
+// Host is a loopback address of this machine that, most likely, nobody else uses, where the system has more than one: for tests
+// that need the same port at several addresses, or one that is not 127.0.0.1.
+func Host() string {
+	if runtime.GOOS != "linux" {
+		return "127.0.0.1"
+	}
+	return netip.AddrFrom4([4]byte{127, byte(1 + rand.IntN(254)), byte(rand.IntN(256)), byte(1 + rand.IntN(254))}).String()
 }

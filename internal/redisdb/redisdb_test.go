@@ -14,16 +14,15 @@ import (
 	"github.com/alicebob/miniredis/v2"
 	"github.com/alicebob/miniredis/v2/server"
 	"github.com/redis/go-redis/v9"
-	"go.uber.org/goleak"
 
 	"github.com/goshield/goshield/internal/config"
+	"github.com/goshield/goshield/internal/porttest"
 	"github.com/goshield/goshield/internal/redisdb"
 	"github.com/goshield/goshield/internal/redistest"
 )
 
 func TestMain(m *testing.M) {
-	// go-redis tries to dial again each second, and notices only then that its pool is closed.
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial"))
+	redistest.VerifyTestMain(m)
 }
 
 func TestValidate(t *testing.T) {
@@ -138,12 +137,12 @@ func TestOpenBeforeRedis(t *testing.T) {
 	}
 	for name, start := range servers {
 		t.Run(name, func(t *testing.T) {
-			ln, err := net.Listen("tcp", "127.0.0.1:0") // keeps the port, and answers nothing
+			ln, err := net.Listen("tcp", porttest.Held(t)) // keeps the port, and answers nothing
 			if err != nil {
 				t.Fatal(err)
 			}
 			addr := ln.Addr().String()
-			cfg := redisdb.Config{Addresses: []string{addr}, Timeout: 50 * time.Millisecond}
+			cfg := redisdb.Config{Addresses: []string{addr}, Timeout: 200 * time.Millisecond}
 			rdb, err := redisdb.Open(t.Context(), cfg)
 			if err != nil {
 				t.Fatalf("Open() = %v, want nil", err)
@@ -158,16 +157,8 @@ func TestOpenBeforeRedis(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer end()
-			deadline := time.Now().Add(30 * time.Second)
-			for rdb.Set(t.Context(), "k", "v", 0).Err() != nil {
-				if time.Now().After(deadline) {
-					t.Fatal("SET fails 30 s after it came")
-				}
-				time.Sleep(10 * time.Millisecond)
-			}
-			if got, err := rdb.Get(t.Context(), "k").Result(); got != "v" || err != nil {
-				t.Errorf("GET = %q, %v, want v", got, err)
-			}
+			redistest.Until(t, "SET succeeds", func() bool { return rdb.Set(t.Context(), "k", "v", 0).Err() == nil })
+			redistest.Until(t, "GET gives what was set", func() bool { return rdb.Get(t.Context(), "k").Val() == "v" })
 		})
 	}
 }
@@ -183,7 +174,7 @@ func TestPassword(t *testing.T) {
 		}
 	}
 	write(strings.ReplaceAll(password, " ", "-"))
-	cfg := redisdb.Config{Addresses: []string{mini.Addr()}, Username: "goshield", PasswordFile: file}
+	cfg := redisdb.Config{Addresses: []string{mini.Addr()}, Username: "goshield", PasswordFile: file, Timeout: 30 * time.Second, DialTimeout: 30 * time.Second}
 	rdb, err := redisdb.Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatalf("Open() with the right password = %v, want nil", err)
@@ -213,7 +204,7 @@ func TestOpenFindsTheCluster(t *testing.T) {
 		} else {
 			addr = rdb.(*redis.Client).Options().Addr
 		}
-		found, err := redisdb.Open(t.Context(), redisdb.Config{Addresses: []string{addr}, Timeout: 5 * time.Second})
+		found, err := redisdb.Open(t.Context(), redisdb.Config{Addresses: []string{addr}, Timeout: 30 * time.Second, DialTimeout: 30 * time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -231,7 +222,7 @@ func TestOpenFindsTheCluster(t *testing.T) {
 // TestCommands holds what the services need of any Redis, the embedded one too.
 func TestCommands(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, rdb redis.UniversalClient) {
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		name := "goshield:test:{" + rand.Text() + "}"
 

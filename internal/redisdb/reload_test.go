@@ -42,7 +42,7 @@ func TestLossReloadsTheMap(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	rdb, err := redisdb.Open(t.Context(), redisdb.Config{Addresses: []string{addr}, Mode: redisdb.ModeCluster, Timeout: 5 * time.Second})
+	rdb, err := redisdb.Open(t.Context(), redisdb.Config{Addresses: []string{addr}, Mode: redisdb.ModeCluster, Timeout: 30 * time.Second, DialTimeout: 30 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,7 +45,8 @@ func (n *Node) start() error {
 		"--save", "", "--appendonly", "yes", "--appendfsync", "no", "--enable-debug-command", "local",
 		"--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf",
 		"--cluster-node-timeout", strconv.FormatInt(NodeTimeout.Milliseconds(), 10),
-		"--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0")
+		"--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0",
+		"--cluster-replica-validity-factor", "0") // a replica takes over, however long it was frozen
 	if err := n.cmd.Start(); err != nil {
 		n.cmd = nil
 		return err
@@ -57,7 +58,7 @@ func (n *Node) start() error {
 	}
 	n.client = redis.NewClient(&redis.Options{Addr: n.Addr(), Protocol: 2, DisableIdentity: true, MaxRetries: -1,
 		DialerRetries: 1, PoolSize: 1000, PipelinePoolSize: -1, // so large that no dial in vain has the pool dial by itself
-		ReadTimeout: 2 * time.Second, DialTimeout: 2 * time.Second})
+		ReadTimeout: 10 * time.Second, DialTimeout: 10 * time.Second})
 	ctx := context.Background() // of cleanups, too
 	for deadline := time.Now().Add(patience); n.client.Ping(ctx).Err() != nil; time.Sleep(poll) {
 		select {

@@ -18,9 +18,7 @@ func TestMain(m *testing.M) {
 func TestOwn(t *testing.T) {
 	c := redistest.StartOwn(t)
 	rdb := c.Open()
-	if err := rdb.Set(t.Context(), "k", "v", 0).Err(); err != nil {
-		t.Fatal(err)
-	}
+	redistest.Until(t, "a key is set", func() bool { return rdb.Set(t.Context(), "k", "v", 0).Err() == nil })
 	primary, replica := c.Shard("k")
 	redistest.Until(t, "the replica has the key", func() bool { return primary.Client().Wait(t.Context(), 1, 0).Val() == 1 })
 	primary.Kill()

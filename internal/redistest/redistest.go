@@ -18,6 +18,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/goshield/goshield/internal/porttest"
 	"github.com/goshield/goshield/internal/redisdb"
 )
 
@@ -27,7 +28,7 @@ const EnvCluster = "GOSHIELD_TEST_REDIS_CLUSTER"
 
 // timeout is longer than in production: tests run with the race detector on
 // machines that have other things to do.
-const timeout = 5 * time.Second
+const timeout = 30 * time.Second
 
 // Each runs f as a subtest named "embedded", and as one named "cluster" if
 // EnvCluster is set. The client is closed, and the embedded Redis ended, after f.
@@ -45,7 +46,7 @@ func Each(t *testing.T, f func(t *testing.T, rdb redis.UniversalClient)) {
 // Embedded starts an embedded Redis and connects to it, until the test ends.
 func Embedded(t testing.TB) (*redisdb.Embedded, redis.UniversalClient) {
 	t.Helper()
-	e, err := redisdb.StartEmbedded("127.0.0.1:0")
+	e, err := redisdb.StartEmbedded(porttest.Held(t)) // which it can give up for an outage
 	if err != nil {
 		t.Fatalf("start the embedded redis: %v", err)
 	}
