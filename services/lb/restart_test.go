@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,7 +21,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/goshield/goshield/internal/service"
+	"github.com/goshield/goshield/internal/porttest"
 )
 
 const asMain = "GOSHIELD_TEST_AS_MAIN"
@@ -152,13 +153,15 @@ func TestHotRestart(t *testing.T) {
 	if os.Getenv("GOSHIELD_TEST_LONG") != "" {
 		swaps = 100
 	}
-	front, adminAddr := freeAddress(t), freeAddress(t)
+	front, adminAddr := porttest.Held(t), porttest.Held(t)
 	p := startLB(t, fmt.Sprintf(`
 listeners: [{name: device, address: %q}]
 admin: %q
 proxy_protocol: false
 upstreams: {static: [%q]}
-drain: {window: 1s, timeout: 2s}
+connect_timeout: 60s
+health: {timeout: 60s}
+drain: {window: 1s, timeout: 120s}
 `, front, adminAddr, echoServer(t)))
 	pid := int(p.await(t, "started")["pid"].(float64))
 
@@ -193,7 +196,7 @@ drain: {window: 1s, timeout: 2s}
 			t.Errorf("swap %d: a connection of the process that was replaced: %v", i, err)
 		}
 		_ = held.Close()
-		if err := service.Probe("http://" + adminAddr + "/readyz"); err != nil {
+		if err := ready(adminAddr); err != nil {
 			t.Errorf("swap %d: %v", i, err)
 		}
 	}
@@ -218,13 +221,15 @@ drain: {window: 1s, timeout: 2s}
 
 // A new process that cannot start changes nothing.
 func TestHotRestartFails(t *testing.T) {
-	front := freeAddress(t)
+	front := porttest.Held(t)
 	p := startLB(t, fmt.Sprintf(`
 listeners: [{name: device, address: %q}]
 admin: "127.77.0.2:0"
 proxy_protocol: false
 upstreams: {static: [%q]}
-drain: {window: 0s, timeout: 1s}
+connect_timeout: 60s
+health: {timeout: 60s}
+drain: {window: 0s, timeout: 60s}
 `, front, echoServer(t)))
 	p.await(t, "started")
 	config := p.first.Args[2]
@@ -249,13 +254,17 @@ drain: {window: 0s, timeout: 1s}
 	}
 }
 
-// freeAddress is one that nobody listens at, of a host that nobody else uses.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.77.0.2:0")
+// ready asks a process whether it takes traffic.
+func ready(adminAddr string) error {
+	client := http.Client{Timeout: patience}
+	defer client.CloseIdleConnections()
+	resp, err := client.Get("http://" + adminAddr + "/readyz")
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("readyz answered %s", resp.Status)
+	}
+	return nil
 }

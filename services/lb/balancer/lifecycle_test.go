@@ -16,6 +16,7 @@ import (
 
 	"github.com/goshield/goshield/internal/config"
 	"github.com/goshield/goshield/internal/health"
+	"github.com/goshield/goshield/internal/porttest"
 	"github.com/goshield/goshield/internal/service"
 )
 
@@ -111,13 +112,9 @@ func TestStartOnTakenAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = free.Close()
+	free := porttest.Held(t)
 	cfg := testConfig("127.0.0.1:1")
-	cfg.Listeners = []Listener{{Name: "free", Address: free.Addr().String()}, {Name: "taken", Address: taken.Addr().String()}}
+	cfg.Listeners = []Listener{{Name: "free", Address: free}, {Name: "taken", Address: taken.Addr().String()}}
 	s, err := New(cfg, service.Deps{Log: zap.NewNop(), Metrics: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +123,7 @@ func TestStartOnTakenAddress(t *testing.T) {
 	if err := s.Start(); !errors.As(err, &ce) || ce.Key != "listeners[1].address" {
 		t.Fatalf("Start = %v, want an error of listeners[1].address", err)
 	}
-	if c, err := net.Dial("tcp", free.Addr().String()); err == nil {
+	if c, err := net.Dial("tcp", free); err == nil {
 		_ = c.Close()
 		t.Error("the other listener was left open")
 	}

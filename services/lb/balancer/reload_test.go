@@ -17,6 +17,7 @@ import (
 
 	"github.com/goshield/goshield/internal/balance"
 	"github.com/goshield/goshield/internal/config"
+	"github.com/goshield/goshield/internal/porttest"
 	"github.com/goshield/goshield/internal/service"
 )
 
@@ -168,7 +169,7 @@ func TestReloadRefusals(t *testing.T) {
 	r := start(t, cfg)
 	r.waitUp(t, 1)
 	c, _ := r.connect(t)
-	free := freeAddress(t)
+	free := porttest.Held(t)
 	for _, tt := range []struct {
 		key string
 		set func(*Config)
@@ -205,17 +206,6 @@ func TestReloadRefusals(t *testing.T) {
 	if err := r.Reload(cfg); !errors.Is(err, errEnded) {
 		t.Errorf("Reload after the end = %v, want %v", err, errEnded)
 	}
-}
-
-// freeAddress is one that nobody listens at, of a host that nobody else uses.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.77.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
 }
 
 // Limits, timeouts, the secret and the virtual IP of another configuration are in force.

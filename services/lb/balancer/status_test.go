@@ -20,6 +20,9 @@ func TestStatus(t *testing.T) {
 	r.waitUp(t, 1)
 	c, _ := r.connect(t)
 	c.echo(t)
+	eventually(t, "bytes are counted, which comes after they were written", func() bool {
+		return r.sum("goshield_lb_bytes_total", map[string]string{"direction": "to_upstream"}) == 5
+	})
 	w := r.call("GET", "/api/status", "", "")
 	var got balancerStatus
 	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != http.StatusOK {

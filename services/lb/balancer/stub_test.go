@@ -18,11 +18,11 @@ import (
 	"github.com/pires/go-proxyproto"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/goshield/goshield/internal/leaktest"
 	"github.com/goshield/goshield/internal/service"
 )
 
@@ -30,11 +30,11 @@ func TestMain(m *testing.M) {
 	if runAsChild() {
 		return
 	}
-	goleak.VerifyTestMain(m)
+	leaktest.Main(m)
 }
 
 // patience is how long a test waits for what must happen.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // eventually polls until ok, and fails the test when it does not come true.
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -146,7 +146,8 @@ func testConfig(upstreams ...string) Config {
 	cfg.Upstreams.Static = upstreams
 	cfg.Upstreams.Interval = 100 * time.Millisecond
 	cfg.Health.Interval = 100 * time.Millisecond
-	cfg.Health.Timeout = 5 * time.Second // a loaded machine is slow
+	cfg.Health.Timeout = patience // a loaded machine is slow
+	cfg.ConnectTimeout = patience
 	cfg.Health.SlowStart = 0
 	cfg.Drain.Window = 0
 	return cfg
@@ -177,7 +178,13 @@ func startWith(t *testing.T, cfg Config, lookup lookupFunc) *rig {
 func (r *rig) waitUp(t *testing.T, n int) {
 	t.Helper()
 	eventually(t, "upstreams up", func() bool { return r.sum("goshield_lb_upstream_up", nil) == float64(n) })
-	for _, p := range r.pools { // the metric is set first, within the same lock
+	r.told()
+}
+
+// told returns when the listeners know what can be seen already: metrics and log lines come first, within the
+// same lock.
+func (r *rig) told() {
+	for _, p := range r.pools {
 		p.mu.Lock()
 		_ = p.closed
 		p.mu.Unlock()

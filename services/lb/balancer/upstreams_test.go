@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/goshield/goshield/internal/balance"
+	"github.com/goshield/goshield/internal/porttest"
 )
 
 func TestRoundRobin(t *testing.T) {
@@ -68,7 +69,7 @@ func TestEveryAlgorithm(t *testing.T) {
 
 // The seed's health check removed a backend for good.
 func TestKilledGatewayLeavesAndReturns(t *testing.T) {
-	a, b := startGateway(t, "a", "127.0.0.1:0"), startGateway(t, "b", "127.0.0.1:0")
+	a, b := startGateway(t, "a", porttest.Held(t)), startGateway(t, "b", "127.0.0.1:0")
 	r := start(t, testConfig(a.addr, b.addr))
 	r.waitUp(t, 2)
 	for round := range 3 {
@@ -117,6 +118,7 @@ func TestFloor(t *testing.T) {
 	a.ready.Store(false)
 	degraded := func() bool { return r.sum("goshield_degraded", map[string]string{"dependency": "upstreams"}) == 1 }
 	eventually(t, "degraded", degraded)
+	r.told()
 	if got := r.gatewaysOf(4); got["a"] != 2 || got["b"] != 2 {
 		t.Errorf("with none healthy: %v, want 2 on each", got)
 	}
@@ -139,7 +141,7 @@ func TestFloor(t *testing.T) {
 // A gateway whose readiness page is fine but whose port refuses is ejected,
 // and pardoned when checks see it fall and rise.
 func TestEjection(t *testing.T) {
-	a, b := startGateway(t, "a", "127.0.0.1:0"), startGateway(t, "b", "127.0.0.1:0")
+	a, b := startGateway(t, "a", porttest.Held(t)), startGateway(t, "b", "127.0.0.1:0")
 	cfg := testConfig(a.addr, b.addr)
 	cfg.Health.HTTP = a.http.URL + "/readyz"
 	cfg.Health.EjectAfter = 3
@@ -151,6 +153,7 @@ func TestEjection(t *testing.T) {
 	}
 	ejected := func() float64 { return r.sum("goshield_lb_upstream_ejected", map[string]string{"upstream": a.addr}) }
 	eventually(t, "ejected", func() bool { return ejected() == 1 })
+	r.told()
 	if got := r.logged("upstream ejected"); got != 1 {
 		t.Errorf("logged %d ejections, want 1", got)
 	}
@@ -168,7 +171,7 @@ func TestEjection(t *testing.T) {
 
 // All ejected is none ejected.
 func TestEjectionNeverTakesAll(t *testing.T) {
-	a := startGateway(t, "a", "127.0.0.1:0")
+	a := startGateway(t, "a", porttest.Held(t))
 	cfg := testConfig(a.addr)
 	cfg.Health.HTTP = a.http.URL + "/readyz"
 	cfg.Health.EjectAfter = 2
@@ -238,6 +241,7 @@ func TestDNS(t *testing.T) {
 
 	dns.set(nil, "127.0.0.1") // it leaves: no new connections, the old goes on
 	eventually(t, "b left", func() bool { return r.logged("upstream left") == 1 })
+	r.told()
 	if got := r.gatewaysOf(4); got["a"] != 4 {
 		t.Errorf("b has left: %v, want all on a", got)
 	}

@@ -161,7 +161,9 @@ func TestBulkIsSplicedAndBack(t *testing.T) {
 	})
 	r := startOn(t, Options{Loops: 1}, "127.0.0.1:0", up)
 	c := dialRig(t, r)
-	if _, err := io.CopyN(c, stream(1), size); err != nil {
+	data := make([]byte, size) // made beforehand: the sender is the faster one, and reads are full
+	_, _ = io.ReadFull(stream(1), data)
+	if _, err := c.Write(data); err != nil {
 		t.Fatal(err)
 	}
 	s := r.Stats()

@@ -13,15 +13,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// refused is an address that nobody listens on.
-func refused(t *testing.T) string {
-	t.Helper()
-	ln := listenTCP(t, "127.0.0.1:0")
-	_ = ln.Close()
-	return ln.Addr().String()
-}
+	"github.com/goshield/goshield/internal/porttest"
+)
 
 // silent is an address that answers no SYN: a listener whose queue is full.
 func silent(t *testing.T) string {
@@ -38,7 +32,9 @@ func silent(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for { // until the queue is full
+	// The first connection fills the queue: connect says when it is there. That the next one stays without an
+	// answer only shows that it is so.
+	for full := false; !full; {
 		c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -46,9 +42,8 @@ func silent(t *testing.T) string {
 		t.Cleanup(func() { _ = unix.Close(c) })
 		_ = unix.Connect(c, name)
 		ready := []unix.PollFd{{Fd: int32(c), Events: unix.POLLOUT}}
-		if n, _ := unix.Poll(ready, 50); n == 0 {
-			break
-		}
+		n, _ := unix.Poll(ready, 500)
+		full = n == 0
 	}
 	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(name.(*unix.SockaddrInet4).Port)).String()
 }
@@ -60,7 +55,7 @@ func TestRetryKeepsEarlyData(t *testing.T) {
 		bad  func(*testing.T) string
 		want error
 	}{
-		{"refused", refused, syscall.ECONNREFUSED},
+		{"refused", func(t *testing.T) string { return porttest.Held(t) }, syscall.ECONNREFUSED},
 		{"timed out", silent, syscall.ETIMEDOUT},
 		{"no route", func(*testing.T) string { return "[100::1]:9" }, nil},
 		{"reset at once", func(t *testing.T) string {
@@ -97,7 +92,7 @@ func TestRetryKeepsEarlyData(t *testing.T) {
 }
 
 func TestNoUpstreamLeft(t *testing.T) {
-	r := start(t, Options{Loops: 1}, refused(t), refused(t), refused(t))
+	r := start(t, Options{Loops: 1}, porttest.Held(t), porttest.Held(t), porttest.Held(t))
 	wantNoService(t, r)
 	if got := r.result(t, 0); got != (Result{Reason: Unplaced}) {
 		t.Errorf("got %+v, want Unplaced", got)

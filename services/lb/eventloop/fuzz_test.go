@@ -13,6 +13,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/goshield/goshield/internal/porttest"
 )
 
 // FuzzLoop drives one loop by hand, turn by turn, between clients and upstreams that
@@ -147,7 +149,7 @@ func newWorld(t *testing.T) *world {
 	}
 	l.buffer = make([]byte, 4096) // so that batches overflow it
 	w.loop, w.engine.loops = l, []*loop{l}
-	own := netip.AddrPortFrom(ownLoopback(), 0)
+	own := netip.AddrPortFrom(netip.MustParseAddr(porttest.Host()), 0)
 	for i := range w.upstreams {
 		w.upstreams[i] = w.listen(own)
 		w.director.addrs[i] = localAddress(int32(w.upstreams[i]))

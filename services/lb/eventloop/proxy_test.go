@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/pires/go-proxyproto"
+
+	"github.com/goshield/goshield/internal/porttest"
 )
 
 func TestProxyHeaderGolden(t *testing.T) {
@@ -45,7 +47,7 @@ func TestProxyHeaderGoesFirst(t *testing.T) {
 				_, _ = fmt.Fprintf(c, "%v %v\n", h.SourceAddr, h.DestinationAddr)
 				_, _ = io.Copy(struct{ io.Writer }{c}, b)
 			})
-			r := startOn(t, Options{Loops: 1, Settings: Settings{ProxyHeader: true}}, listen, refused(t), up)
+			r := startOn(t, Options{Loops: 1, Settings: Settings{ProxyHeader: true}}, listen, porttest.Held(t), up)
 			_, port, _ := net.SplitHostPort(r.addr)
 			host := "127.0.0.1"
 			if listen == "[::1]:0" {

@@ -9,7 +9,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -21,11 +20,13 @@ import (
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
+
+	"github.com/goshield/goshield/internal/leaktest"
 )
 
 // patience is how long a test waits for what must happen; generous, for it is
 // only used up by a failure.
-const patienceForTests = 20 * time.Second
+const patienceForTests = time.Minute
 
 // director sends every connection to the upstreams it holds, in order of attempt.
 type director struct {
@@ -169,12 +170,6 @@ func listenTCP(t *testing.T, addr string) *net.TCPListener {
 	return ln.(*net.TCPListener)
 }
 
-// ownLoopback is an address of this machine that nobody else uses: a port that a test gives
-// up for a moment is then not taken by another process meanwhile.
-func ownLoopback() netip.Addr {
-	return netip.AddrFrom4([4]byte{127, byte(1 + rand.IntN(254)), byte(rand.IntN(256)), byte(1 + rand.IntN(254))})
-}
-
 // leakCheck fails the test if it leaves a goroutine or a descriptor behind. It must come
 // before what is to be cleaned up.
 func leakCheck(t *testing.T) {
@@ -183,7 +178,7 @@ func leakCheck(t *testing.T) {
 	ignore := goleak.IgnoreCurrent()
 	before := openDescriptors(t)
 	t.Cleanup(func() {
-		goleak.VerifyNone(t, ignore)
+		leaktest.None(t, ignore)
 		for deadline := time.Now().Add(patienceForTests); ; time.Sleep(10 * time.Millisecond) {
 			after := openDescriptors(t)
 			if len(after) <= len(before) {

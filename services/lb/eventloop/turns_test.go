@@ -18,7 +18,11 @@ func TestIdleTimeoutCountsFromTheLastByte(t *testing.T) {
 	c := w.open()
 	w.later(idle * 99 / 100)
 	w.write(c, client, 1)
-	w.settle()
+	for deadline := time.Now().Add(patienceForTests); w.loop.moved[client].Load() < 1; w.turn() {
+		if time.Now().After(deadline) {
+			t.Fatal("the byte was not relayed")
+		}
+	}
 	w.later(idle / 2)
 	w.turn()
 	if n := w.loop.count.Load(); n != 1 {

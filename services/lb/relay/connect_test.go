@@ -10,15 +10,18 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/goshield/goshield/internal/porttest"
 )
 
 func TestRetry(t *testing.T) {
 	u := listen(t).echo(t)
-	r := start(t, settings(), closedAddr(t), closedAddr(t), u.addr)
+	r := start(t, settings(), porttest.Held(t), porttest.Held(t), u.addr)
 	c := r.dial(t)
 	send(t, c, "sent before anything was connected")
 	expect(t, c, "sent before anything was connected")
@@ -28,7 +31,7 @@ func TestRetry(t *testing.T) {
 }
 
 func TestNoUpstreamLeft(t *testing.T) {
-	r := start(t, settings(), closedAddr(t))
+	r := start(t, settings(), porttest.Held(t))
 	expectRefusal(t, r.addr)
 	if got := r.result(t); got.Reason != Unplaced {
 		t.Errorf("reason = %s, want unplaced", got.Reason)
@@ -55,10 +58,18 @@ func fullBacklog(t *testing.T) string {
 		t.Fatal(err)
 	}
 	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(name.(*syscall.SockaddrInet4).Port)).String()
-	for range 10 {
-		c, err := net.DialTimeout("tcp", addr, 100*time.Millisecond)
-		if err != nil {
+	// The first connection fills the queue. That a next one does not come about only shows that it is so.
+	for i := range 10 {
+		timeout := patience
+		if i > 0 {
+			timeout = 200 * time.Millisecond
+		}
+		c, err := net.DialTimeout("tcp", addr, timeout)
+		if err != nil && i > 0 {
 			return addr
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = c.Close() })
 	}
@@ -72,7 +83,8 @@ func TestConnectTimeoutLosesNothing(t *testing.T) {
 	u := listen(t).echo(t)
 	s := settings()
 	s.ConnectTimeout = 200 * time.Millisecond
-	r := start(t, s, fullBacklog(t), u.addr)
+	// On a machine that is short of time an attempt at the one that listens may time out as well.
+	r := start(t, s, append([]string{fullBacklog(t)}, slices.Repeat([]string{u.addr}, 100)...)...)
 	c := r.dial(t)
 	early := strings.Repeat("early ", 50_000)
 	done := make(chan struct{})
@@ -82,8 +94,8 @@ func TestConnectTimeoutLosesNothing(t *testing.T) {
 	}()
 	expect(t, c, early)
 	<-done
-	if len(r.failed) != 1 || !isTimeout(r.failed[0]) {
-		t.Errorf("failed attempts = %v, want one timeout", r.failed)
+	if len(r.failed) == 0 || slices.ContainsFunc(r.failed, func(err error) bool { return !isTimeout(err) }) {
+		t.Errorf("failed attempts = %v, want a timeout", r.failed)
 	}
 }
 

@@ -6,14 +6,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/goshield/goshield/internal/porttest"
 )
 
 // party is an upstream of the random traffic that can be killed.
@@ -33,7 +33,7 @@ type party struct {
 func newParty(t *testing.T) *party {
 	t.Helper()
 	p := &party{conns: map[*net.TCPConn]struct{}{}}
-	ln, err := net.Listen("tcp", netip.AddrPortFrom(ownLoopback(), 0).String())
+	ln, err := net.Listen("tcp", porttest.Held(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,14 +111,6 @@ func (p *party) kill() {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-}
-
-// ownLoopback is 127.0.0.1 where the system has no other.
-func ownLoopback() netip.Addr {
-	if runtime.GOOS != "linux" {
-		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	}
-	return netip.AddrFrom4([4]byte{127, byte(1 + rand.IntN(254)), byte(rand.IntN(256)), byte(1 + rand.IntN(254))})
 }
 
 // wrong fails the test for what upstreams heard that they should not have.

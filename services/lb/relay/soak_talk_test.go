@@ -44,7 +44,7 @@ func randomScript() script {
 var errWrongByte = errors.New("wrong byte")
 
 // talkTime is how long a conversation may take, at the most, on a slow machine.
-const talkTime = 2 * time.Minute
+const talkTime = 5 * time.Minute
 
 // converse plays the client's part of a script.
 func converse(addr string, s script) error {
