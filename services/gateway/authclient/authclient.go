@@ -67,16 +67,13 @@ const (
 	DefaultMaxInFlight = 128
 )
 
-const (
-	dialTimeout = 500 * time.Millisecond
-	maxAnswer   = 64 << 10 // bytes
-)
+const maxAnswer = 64 << 10 // bytes
 
 // Config is what a Client needs. URL and Secret are required.
 type Config struct {
 	URL         string         // http or https, host and port: every path is auth-service's own
 	Secret      *secret.Secret // the gateways' bearer secret
-	Timeout     time.Duration  // of a call with all its attempts
+	Timeout     time.Duration  // of a call with all its attempts; a quarter of it is for a connection
 	MaxInFlight int            // calls under way at once; more of them wait their turn
 	// OnState, if not nil, hears when auth-service stops being available (with the reason) and when it is
 	// again (nil): once each time. It must not block.
@@ -120,7 +117,7 @@ func New(cfg Config) (*Client, error) {
 	if port == "" {
 		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
-	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
+	dialer := &net.Dialer{Timeout: cfg.Timeout / 4, KeepAlive: 15 * time.Second}
 	return &Client{
 		cfg:     cfg,
 		scheme:  u.Scheme,

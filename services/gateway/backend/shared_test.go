@@ -168,9 +168,11 @@ func TestServiceLeavesSharedLinks(t *testing.T) {
 // Health is each service's own: a backend that answers one of them and swallows the
 // other's requests is ejected for that one only.
 func TestSharedLinksHealthApart(t *testing.T) {
-	answer := func(ctx context.Context, req sdk.Request) (sdk.Response, error) {
+	over := make(chan struct{})
+	defer close(over)
+	answer := func(_ context.Context, req sdk.Request) (sdk.Response, error) {
 		if req.Service == "hangs" {
-			<-ctx.Done()
+			<-over // an answer at the deadline might still be in time
 		}
 		return sdk.Response{Body: req.Body}, nil
 	}
@@ -178,15 +180,19 @@ func TestSharedLinksHealthApart(t *testing.T) {
 	well := serve(t, &sdk.Server{Handler: echo})
 	r := newTestRouter(t, nil)
 	hangs := serviceAt(addr, well)
-	hangs.Timeout = dynamic.Duration(20 * time.Millisecond)
+	hangs.Timeout = dynamic.Duration(time.Second) // enough for the one that is well
 	r.apply(map[string]dynamic.Service{"hangs": hangs, "well": serviceAt(addr, well)})
 	up := func(service string) float64 {
 		return r.metric("goshield_backend_up", "service", service, "endpoint", addr)
 	}
 	w := newReplies(t)
-	for tag := uint32(0); up("hangs") == 1; tag++ {
-		r.Send(Request{Service: "hangs", Body: []byte("1"), JSON: true}, w, tag)
-		w.wait(tag)
+	for tag := uint32(0); up("hangs") == 1; { // at once: half of them time out together
+		for first := tag; tag < first+20; tag++ {
+			r.Send(Request{Service: "hangs", Body: []byte("1"), JSON: true}, w, tag)
+		}
+		for sent := tag - 20; sent < tag; sent++ {
+			w.wait(sent)
+		}
 	}
 	if n := r.metric("goshield_backend_ejections_total", "service", "hangs", "endpoint", addr); n != 1 {
 		t.Errorf("ejections of the one that hangs: %v, want 1", n)

@@ -46,7 +46,7 @@ func FuzzHTTPStatus(f *testing.F) {
 			go answerWith(there, answer, served)
 			return here, nil
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		resp, err := c.handle(ctx, backend.Request{Service: "echo", Body: []byte("{}"), JSON: isJSON})
 		if err == nil {
@@ -94,7 +94,7 @@ func finalStatus(answer []byte) (int, bool) {
 func answerWith(conn net.Conn, answer []byte, done chan<- struct{}) {
 	defer func() { done <- struct{}{} }()
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := http.ReadRequest(bufio.NewReader(conn)); err != nil {
 		return
 	}

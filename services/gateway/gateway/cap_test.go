@@ -43,8 +43,7 @@ func TestConnectionsAreCapped(t *testing.T) {
 			doc.GatewayLimit.MaxConnections = 2
 			w := newWorld(t, doc)
 			s := w.gateway("gw-1", func(cfg *Config, times *timings) {
-				// Those that are there stay, however long this takes.
-				times.proxyHeader, times.handshake, times.hello = patience, patience, patience
+				times.linger = patience // who is refused has the time to hear of it
 				cfg.TLS.Mode = tt.tls
 				if tt.proxy {
 					cfg.TrustedProxies = []string{"127.0.0.0/8"}
@@ -132,7 +131,7 @@ func TestHandshakesAreCapped(t *testing.T) {
 	doc := testDoc()
 	doc.GatewayLimit.MaxHandshakes = 2
 	w := newWorld(t, doc)
-	s := w.gateway("gw-1", func(_ *Config, times *timings) { times.handshake = patience })
+	s := w.gateway("gw-1", nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	for range 2 { // as many as may compute

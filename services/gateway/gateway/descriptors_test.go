@@ -125,7 +125,8 @@ func TestOutOfDescriptors(t *testing.T) {
 		return f.Type == wire.TypeResponse
 	})
 	var crowd []net.Conn
-	for range 2 * childDescriptors { // the kernel takes more than the gateway
+	// The kernel takes more than the gateway, and so many that there are some left when the first ones had their time.
+	for range 8 * childDescriptors {
 		crowd = append(crowd, dialRaw(t, addr))
 	}
 	eventually(t, "a connection cannot be accepted", func() bool { failed, _ := report(); return failed > 0 })
@@ -137,14 +138,15 @@ func TestOutOfDescriptors(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	after, cpu := report()
+	took := time.Since(begun)
 	if after == before {
 		t.Error("everything was accepted: the descriptors were not used up")
 	}
-	if n := after - before; n > 30 {
-		t.Errorf("%d failed accepts in %v, want a back-off", n, time.Since(begun))
+	if n := after - before; float64(n) > 20*took.Seconds() {
+		t.Errorf("%d failed accepts in %v, want a back-off", n, took)
 	}
-	if cpu -= cpuBefore; cpu > starving*2/3 {
-		t.Errorf("%v of CPU time in %v, want no spinning", cpu, time.Since(begun))
+	if cpu -= cpuBefore; cpu > took*2/3 {
+		t.Errorf("%v of CPU time in %v, want no spinning", cpu, took)
 	}
 	for _, c := range crowd {
 		_ = c.Close()

@@ -28,7 +28,7 @@ import (
 	"github.com/goshield/goshield/sdk/wire"
 )
 
-// hostileTimeout is the services'.
+// hostileTimeout is the services', at first.
 const hostileTimeout = time.Second
 
 // ordeal is the whole of it: the same for all its backends and devices.
@@ -385,6 +385,17 @@ func (o *ordeal) judge(f wire.Frame, id wire.ClientID, device int, open map[uint
 }
 
 func TestHostileBackends(t *testing.T) {
+	// On a machine that is short of time honest answers, too, take longer than a second: then services have more.
+	for timeout := hostileTimeout; !withstand(t, timeout); timeout *= 5 {
+		if timeout > 20*time.Second {
+			t.Fatalf("with a timeout of %v less than half of the requests were answered with their body: this tests little", timeout)
+		}
+	}
+}
+
+// withstand reports whether most requests were answered with their body.
+func withstand(t *testing.T, timeout time.Duration) bool {
+	t.Helper()
 	o := &ordeal{devices: 100, each: 200, breakEvery: 2000, kills: 6}
 	if long {
 		o = &ordeal{devices: 2000, each: 500, breakEvery: 10_000, kills: 60}
@@ -403,7 +414,7 @@ func TestHostileBackends(t *testing.T) {
 	doc := testDoc()
 	doc.Heartbeat.Interval = 0 // these devices have other things to do
 	w := newWorld(t, doc)
-	once := dynamic.Service{Endpoints: endpoints, Timeout: dynamic.Duration(hostileTimeout)}
+	once := dynamic.Service{Endpoints: endpoints, Timeout: dynamic.Duration(timeout)}
 	again := once
 	again.Idempotent = true
 	w.doc.Services = map[string]dynamic.Service{"once": once, "again": again}
@@ -453,7 +464,7 @@ func TestHostileBackends(t *testing.T) {
 	if n := o.ended.Load(); n != requests {
 		t.Errorf("%d requests ended, want %d", n, requests)
 	}
-	o.checkFailures(t, requests)
+	o.checkFailures(t)
 	for device := range o.executed {
 		for n := range o.executed[device] {
 			if times := o.executed[device][n].Load(); times > 1 {
@@ -465,9 +476,13 @@ func TestHostileBackends(t *testing.T) {
 		eventually(t, "answers are dropped as "+reason, func() bool { return dropped(t, reg, reason) > 0 })
 	}
 	wantLinks("after")
+	if o.answered.Load() < requests/2 {
+		return false
+	}
 	t.Attr("requests", fmt.Sprintf("%d of %d devices in %v", requests, o.devices, took.Round(time.Second/10)))
 	t.Attr("answered_with_their_body", fmt.Sprintf("%d, none with another's", o.answered.Load()))
 	t.Attr("device_connections_lost", fmt.Sprintf("%d of %d", len(faults), o.devices))
+	return true
 }
 
 // dropped is how many answers the gateway has dropped for that reason.
@@ -556,8 +571,8 @@ func (o *ordeal) killAll(t *testing.T, backends []*hostileBackend, ended <-chan 
 	}
 }
 
-// checkFailures wants errors only of those kinds, and most requests answered.
-func (o *ordeal) checkFailures(t *testing.T, requests int64) {
+// checkFailures wants errors of those kinds, each of them, and no others.
+func (o *ordeal) checkFailures(t *testing.T) {
 	t.Helper()
 	o.failed.Range(func(code, count any) bool {
 		n := count.(*atomic.Int64).Load()
@@ -573,8 +588,5 @@ func (o *ordeal) checkFailures(t *testing.T, requests int64) {
 		if !o.sawFailure(code) {
 			t.Errorf("no request ended with %s: this tests little", code)
 		}
-	}
-	if n := o.answered.Load(); n < requests/2 {
-		t.Errorf("%d of %d requests were answered with their body: this tests little", n, requests)
 	}
 }

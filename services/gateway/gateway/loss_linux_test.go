@@ -75,8 +75,8 @@ type wired struct {
 	own, gateways net.Conn
 }
 
-// wired enrols a device over TLS.
-func (w *world) wired(s *Server, id wire.ClientID) wired {
+// wired enrols a device over TLS. nil: its connection has ended already.
+func (w *world) wired(s *Server, id wire.ClientID) *wired {
 	w.t.Helper()
 	raw := dialRaw(w.t, s.Addr())
 	d := newDevice(w.t, tls.Client(raw, w.clientTLS()))
@@ -85,18 +85,27 @@ func (w *world) wired(s *Server, id wire.ClientID) wired {
 	defer s.sockets.mu.Unlock()
 	for sock := range s.sockets.all {
 		if sock.RemoteAddr().String() == raw.LocalAddr().String() {
-			return wired{d, raw, sock.Conn}
+			return &wired{d, raw, sock.Conn}
 		}
 	}
-	w.t.Fatal("the gateway has no such connection")
-	return wired{}
+	return nil
 }
 
 // RELIABILITY row 11: devices that vanish, one asleep, one with a push on its way to it, end with the heartbeat deadline,
 // and leave nothing behind.
 func TestVanishedDevices(t *testing.T) {
-	const deadline = time.Second
-	promise := 20 * time.Second // on a machine that is short of time
+	// A machine that is short of time may need longer than the deadline to have them vanish.
+	for deadline := time.Second; !vanish(t, deadline); deadline *= 4 {
+		if deadline > time.Minute {
+			t.Fatalf("two devices could not be connected within %v", deadline)
+		}
+	}
+}
+
+// vanish reports whether the devices were there until they vanished.
+func vanish(t *testing.T, deadline time.Duration) bool {
+	t.Helper()
+	promise := patience / 2 // on a machine that is short of time
 	if long {
 		promise = 5 * time.Second
 	}
@@ -104,11 +113,18 @@ func TestVanishedDevices(t *testing.T) {
 	doc.Heartbeat = dynamic.Heartbeat{Interval: dynamic.Duration(deadline / 2), Missed: 2}
 	w := newWorld(t, doc)
 	s := w.gateway("gw-1", nil)
-	w.settled(s)
+	defer s.Kill()
+	begun := time.Now()
 	asleep, busy := w.wired(s, clientID(1)), w.wired(s, clientID(2))
-	cut := time.Now()
+	if asleep == nil || busy == nil {
+		return false
+	}
 	lose(t, asleep.own, 1)
 	lose(t, busy.own, 1)
+	cut := time.Now()
+	if cut.Sub(begun) > deadline/2 {
+		return false
+	}
 	if status, _ := api(t, s, "POST", deviceOf(clientID(2), "/messages"), `{"service":"news","body":1}`); status != 202 && status != 404 {
 		t.Errorf("push to a device that has vanished = %d, want 202, or 404 once that is known", status)
 	}
@@ -117,26 +133,27 @@ func TestVanishedDevices(t *testing.T) {
 		defer s.sockets.mu.Unlock()
 		return testutil.ToFloat64(s.metrics.closed.WithLabelValues(string(wire.CodeHeartbeatTimeout))) == 2 && len(s.sockets.all) == 0
 	})
-	took := time.Since(cut)
-	if took < deadline {
-		t.Errorf("closed after %v, want %v at least", took, deadline)
+	if took := time.Since(begun); took < deadline {
+		t.Errorf("closed %v after they began to connect, want %v at least", took, deadline)
 	}
-	if took > deadline+promise {
-		t.Errorf("closed after %v, want at most %v", took, deadline+promise)
+	if took := time.Since(cut); took > deadline+promise {
+		t.Errorf("closed %v after they vanished, want at most %v", took, deadline+promise)
 	}
-	for _, d := range []wired{asleep, busy} {
+	for _, d := range []*wired{asleep, busy} {
 		select {
 		case f, ok := <-d.frames:
 			t.Errorf("the device hears of it: %v %v", f.Type, ok)
 		default:
 		}
 	}
+	return true
 }
 
 // RELIABILITY row 14: of all packets in either direction one in ten is lost, and nobody is taken for dead.
 func TestPacketLoss(t *testing.T) {
-	// The deadline leaves TCP time for six tries in a row.
-	const devices, interval, missed = 6, time.Second, 7
+	// The deadline leaves TCP time for seven tries in a row, after 0, 0.2, 0.6, 1.4, 3, 6.2 and 12.6 s, and for a probe
+	// before the second: in less than one run of a million all of them are lost for one of the devices.
+	const devices, interval, missed = 4, time.Second, 15
 	rounds := missed + 2
 	if long {
 		rounds = 60
@@ -146,9 +163,11 @@ func TestPacketLoss(t *testing.T) {
 	w := newWorld(t, doc)
 	s := w.gateway("gw-1", nil)
 	w.settled(s)
-	fleet := make([]wired, devices)
+	fleet := make([]*wired, devices)
 	for i := range fleet {
-		fleet[i] = w.wired(s, clientID(byte(i)))
+		if fleet[i] = w.wired(s, clientID(byte(i))); fleet[i] == nil {
+			t.Fatal("the gateway has no such connection")
+		}
 		lose(t, fleet[i].own, 0.1)
 		lose(t, fleet[i].gateways, 0.1)
 	}
@@ -180,8 +199,8 @@ func TestPacketLoss(t *testing.T) {
 			t.Errorf("%d acks and %d answers, want %d of each", acks, answers, rounds)
 		}
 	}
-	if again < devices {
-		t.Errorf("%d segments were sent again: no packets were lost", again)
+	if again == 0 {
+		t.Error("no segment was sent again: no packets were lost")
 	}
 	if n := testutil.ToFloat64(s.metrics.closed.WithLabelValues(string(wire.CodeHeartbeatTimeout))); n != 0 {
 		t.Errorf("closed for their heartbeats: %v, want none", n)

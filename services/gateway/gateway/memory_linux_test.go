@@ -18,7 +18,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/goshield/goshield/internal/dynamic"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
@@ -90,7 +92,9 @@ func TestMemoryOfParkedDevices(t *testing.T) {
 	if long {
 		n = 9000
 	}
-	w := newWorld(t, testDoc())
+	doc := testDoc()
+	doc.Heartbeat.Interval, doc.IdleTimeout = 0, dynamic.Duration(time.Hour) // they stay, however long all this takes
+	w := newWorld(t, doc)
 	w.write("ca.pem", w.ca.PEM())
 	s := w.gateway("gw-1", restless)
 	warm := w.enrolled(s, clientID(1)) // what the first one brings is not the others'

@@ -29,16 +29,17 @@ const (
 
 // peers calls the push APIs of other gateways. It is safe for concurrent use.
 type peers struct {
-	node   string
-	secret *secret.Secret
-	client *http.Client
-	slots  chan struct{} // one token per call of ours in the background
-	warned atomic.Bool   // that takeovers are refused
+	node    string
+	secret  *secret.Secret
+	client  *http.Client
+	timeout time.Duration // static: peerTimeout
+	slots   chan struct{} // one token per call of ours in the background
+	warned  atomic.Bool   // that takeovers are refused
 }
 
 func newPeers(node string, s *secret.Secret) *peers {
 	return &peers{
-		node: node, secret: s, slots: make(chan struct{}, peerSlots),
+		node: node, secret: s, timeout: peerTimeout, slots: make(chan struct{}, peerSlots),
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 32, IdleConnTimeout: 90 * time.Second, DisableCompression: true}},
 	}
 }
@@ -82,7 +83,7 @@ func (p *peers) push(ctx context.Context, node registry.Node, id wire.ClientID, 
 	if !wire.ValidJSON(m.Body) {
 		return pushRefused
 	}
-	ctx, cancel := context.WithTimeout(ctx, peerTimeout+time.Duration(m.WaitMS)*time.Millisecond)
+	ctx, cancel := context.WithTimeout(ctx, p.timeout+time.Duration(m.WaitMS)*time.Millisecond)
 	defer cancel()
 	status, err := p.call(ctx, http.MethodPost, deviceURL(node, id, "/messages"), m.appendJSON(nil))
 	if neverSent(err) {
@@ -112,7 +113,7 @@ func (p *peers) endSession(ctx context.Context, node registry.Node, id wire.Clie
 	if epoch != 0 {
 		query = "?" + url.Values{"reason": {string(wire.CodeTakenOver)}, "epoch": {strconv.FormatInt(epoch, 10)}}.Encode()
 	}
-	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
 	return p.call(ctx, http.MethodDelete, deviceURL(node, id, "/session")+query, nil)
 }

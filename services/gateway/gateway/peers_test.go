@@ -20,6 +20,7 @@ func TestGatewayThatWasKilled(t *testing.T) {
 	back, away := w.enrolled(dead, clientID(1)), w.enrolled(dead, clientID(2))
 	ses := dead.table.find(clientID(2))
 	w.setOwner(clientID(2), ses.owner(), ses.epoch)
+	w.redis.SetTime(time.Now()) // its key does not lapse before that was looked at
 	dead.Kill()
 	awaitNodes(t, b, "gw-a")
 

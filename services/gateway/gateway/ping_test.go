@@ -83,7 +83,7 @@ func TestPingFloodIsLimited(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			doc := testDoc()
-			doc.DeviceLimit.Rate, doc.DeviceLimit.Burst, doc.DeviceLimit.OnLimit = 1, 5, dynamic.LimitReject
+			doc.DeviceLimit.Rate, doc.DeviceLimit.Burst, doc.DeviceLimit.OnLimit = 0.1, 5, dynamic.LimitReject
 			w := newWorld(t, doc)
 			s := w.gateway("gw-1", func(cfg *Config, times *timings) {
 				cfg.TLS.Mode = tlsOff

@@ -8,7 +8,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/goshield/goshield/internal/dynamic"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
@@ -123,7 +125,9 @@ func TestPushAPIRefusals(t *testing.T) {
 
 // One gateway lists the devices of all of them, in pages; one that cannot be asked is named.
 func TestDevicesOfAllGateways(t *testing.T) {
-	w := newWorld(t, testDoc())
+	doc := testDoc()
+	doc.Heartbeat.Interval, doc.IdleTimeout = 0, dynamic.Duration(time.Hour) // they stay, however long all this takes
+	w := newWorld(t, doc)
 	a, b := w.gateway("gw-a", nil), w.gateway("gw-b", nil)
 	awaitNodes(t, a, "gw-a", "gw-b")
 	w.addNode("gw-aa", `{"push":"127.0.0.1:1"}`) // it has just died

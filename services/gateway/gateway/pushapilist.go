@@ -131,7 +131,7 @@ func (p *peers) devices(ctx context.Context, node registry.Node, from *wire.Clie
 	if from != nil {
 		cursor = from.String()
 	}
-	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
 	target := "http://" + node.Push + pathDevices + "?cursor=" + url.QueryEscape(cursor)
 	err = p.exchange(ctx, http.MethodGet, target, nil, func(resp *http.Response) error {

@@ -43,6 +43,7 @@ func TestRefusedTakeover(t *testing.T) {
 			core, logged := observer.New(zapcore.DebugLevel)
 			r.Server.log = zap.New(core)
 			r.Server.peers = newPeers("gw-1", secret.Static(testSecret))
+			r.Server.peers.timeout = patience
 			r.nodes.nodes = map[string]registry.Node{"gw-2": {Push: strings.TrimPrefix(other.URL, "http://")}}
 			const takeovers = 2
 			for range takeovers {

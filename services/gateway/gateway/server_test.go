@@ -151,8 +151,8 @@ func TestResetCancelsRequests(t *testing.T) {
 	_ = raw.Close()
 	select {
 	case <-cancelled:
-	case <-time.After(30 * time.Second):
-		t.Fatal("the request was not cancelled within 30 s")
+	case <-time.After(patience):
+		t.Fatal("the request was not cancelled")
 	}
 	other := w.enrolled(s, clientID(2))
 	other.roundTrip(1)
@@ -161,7 +161,7 @@ func TestResetCancelsRequests(t *testing.T) {
 // RELIABILITY row 44: one client_id on two gateways; the older is closed within a second of the newer one's
 // WELCOME.
 func TestTakeoverAcrossGateways(t *testing.T) {
-	promise := 5 * time.Second // on a machine that is short of time
+	promise := patience / 2 // on a machine that is short of time
 	if long {
 		promise = time.Second
 	}
@@ -236,11 +236,11 @@ func TestDependenciesAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	degraded("degraded: auth: unavailable\n")
-	ln, err := net.Listen("tcp", addr)
+	ln, err := net.Listen("tcp", addr) // of a host of the test's own
 	if err != nil {
 		t.Fatal(err)
 	}
-	again := &http.Server{Handler: w.auth, ReadHeaderTimeout: time.Second}
+	again := &http.Server{Handler: w.auth, ReadHeaderTimeout: patience}
 	served := make(chan struct{})
 	go func() { defer close(served); _ = again.Serve(ln) }()
 	defer func() { _ = again.Close(); <-served }()
@@ -285,6 +285,7 @@ func TestKill(t *testing.T) {
 	s := w.gateway("gw-1", nil)
 	awaitNodes(t, s, "gw-1")
 	d := w.enrolled(s, clientID(1))
+	w.redis.SetTime(time.Now()) // nothing lapses before it was looked at
 	s.Kill()
 	if f, ok := d.next(); ok {
 		t.Errorf("got %s, want no words", f.Type)
@@ -361,8 +362,9 @@ func TestFloodLeavesOthersAlone(t *testing.T) {
 	if served == 0 || float64(served) > limit+1 {
 		t.Errorf("requests of the flood that reached the backend = %d, want some, and at most %.0f: burst + rate × time", served, limit)
 	}
-	if rejected := testutil.ToFloat64(s.metrics.deviceRejected); rejected < floodMin/2 {
-		t.Errorf("of %d frames %v were rejected, want at least %d", n, rejected, floodMin/2)
+	closed := testutil.ToFloat64(s.metrics.closed.WithLabelValues(string(wire.CodeRateLimited))) == 1
+	if rejected := testutil.ToFloat64(s.metrics.deviceRejected); rejected < floodMin/2 && !closed {
+		t.Errorf("of %d frames %v were rejected, want at least %d, or it closed", n, rejected, floodMin/2)
 	}
 	if got := ofVictim.Load(); got != rounds {
 		t.Errorf("requests of the victim that reached the backend = %d, want %d", got, rounds)

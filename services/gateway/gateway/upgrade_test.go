@@ -14,7 +14,7 @@ import (
 
 // Connections to the WebSocket port that never become sessions end in time, whatever they send.
 func TestNoUpgradeEndsInTime(t *testing.T) {
-	const early = 4 * time.Second // before any of the HTTP server's own deadlines
+	const early = 9 * time.Second // before any of the HTTP server's own deadlines
 	get := func(path string) string { return "GET " + path + " HTTP/1.1\r\nHost: gateway\r\n" }
 	for _, tt := range []struct {
 		name      string
@@ -73,7 +73,7 @@ func TestNoUpgradeEndsInTime(t *testing.T) {
 // A session does not end when the time for its upgrade is over.
 func TestUpgradeOutlivesItsDeadline(t *testing.T) {
 	w := newWorld(t, testDoc())
-	const handshake = 2 * time.Second
+	const handshake = 5 * time.Second // enough for an upgrade, on a machine that is short of time
 	s := w.gateway("gw-1", func(cfg *Config, times *timings) {
 		cfg.TLS.Mode = tlsOff
 		times.handshake = handshake

@@ -22,11 +22,14 @@ import (
 
 	"github.com/goshield/goshield/internal/certs"
 	"github.com/goshield/goshield/internal/dynamic"
+	"github.com/goshield/goshield/internal/porttest"
 	"github.com/goshield/goshield/internal/redisdb"
 	"github.com/goshield/goshield/internal/redistest"
+	"github.com/goshield/goshield/internal/secret"
 	"github.com/goshield/goshield/internal/service"
 	sdkbackend "github.com/goshield/goshield/sdk/backend"
 	"github.com/goshield/goshield/sdk/wire"
+	"github.com/goshield/goshield/services/gateway/authclient"
 )
 
 // world is what stands around gateways, on real sockets: Redis, an auth-service that is a
@@ -49,23 +52,33 @@ func newWorld(t testing.TB, doc dynamic.Document) *world {
 	t.Helper()
 	w := &world{t: t, auth: newFakeAuth(doc.Token), dir: t.TempDir(), doc: doc}
 	w.redis, _ = redistest.Embedded(t)
-	w.authHTTP = httptest.NewServer(w.auth)
+	w.authHTTP = httptest.NewUnstartedServer(w.auth)
+	_ = w.authHTTP.Listener.Close()
+	w.authHTTP.Listener = listenAt(t, porttest.Held(t)) // which a test can give up for an outage
+	w.authHTTP.Start()
 	t.Cleanup(w.authHTTP.Close)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listenAt(t, "127.0.0.1:0")
 	w.backend = &sdkbackend.Server{Secrets: []string{testSecret}, Handler: w.handle, Log: slog.New(slog.DiscardHandler)}
 	served := make(chan struct{})
 	go func() { defer close(served); _ = w.backend.Serve(ln) }()
 	t.Cleanup(func() { w.backend.Close(); <-served })
 	w.doc.Services = map[string]dynamic.Service{"echo": {Endpoints: []string{ln.Addr().String()}}}
+	var err error
 	if w.ca, err = certs.NewCA("test", time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	w.writeCertificate("gateway")
 	w.write("secret", []byte(testSecret+"\n"))
 	return w
+}
+
+func listenAt(t testing.TB, addr string) net.Listener {
+	t.Helper()
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ln
 }
 
 func (w *world) handle(ctx context.Context, req sdkbackend.Request) (sdkbackend.Response, error) {
@@ -106,7 +119,14 @@ func (w *world) config(node string) Config {
 	cfg.TLS = TLS{Mode: tlsOn, Cert: w.path("cert.pem"), Key: w.path("key.pem")}
 	cfg.Auth = Auth{URL: w.authHTTP.URL, SecretFile: w.path("secret")}
 	cfg.PushSecretFile, cfg.AdminSecretFile, cfg.Backend.SecretFile = w.path("secret"), w.path("secret"), w.path("secret")
-	cfg.Redis = w.redis.Config()
+	cfg.Redis = w.redisConfig()
+	return cfg
+}
+
+// redisConfig is patient: what is away refuses connections.
+func (w *world) redisConfig() redisdb.Config {
+	cfg := w.redis.Config()
+	cfg.Timeout, cfg.DialTimeout = patience, patience
 	return cfg
 }
 
@@ -121,8 +141,10 @@ func (w *world) gateway(node string, change func(*Config, *timings)) *Server {
 	return s
 }
 
+// tryGateway is as patient with devices and neighbours as with the machine, unless change says otherwise.
 func (w *world) tryGateway(node string, change func(*Config, *timings)) (*Server, error) {
 	cfg, times := w.config(node), defaultTimings()
+	times.proxyHeader, times.handshake, times.hello = patience, patience, patience
 	if change != nil {
 		change(&cfg, &times)
 	}
@@ -131,6 +153,15 @@ func (w *world) tryGateway(node string, change func(*Config, *timings)) (*Server
 		return nil, err
 	}
 	s.timings = times
+	s.peers.timeout = patience
+	s.authHTTP.Close()
+	s.authHTTP, err = authclient.New(authclient.Config{
+		URL: cfg.Auth.URL, Secret: secret.Static(testSecret), OnState: s.dependencyChanged(dependencyAuth), Timeout: patience,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.auth = s.authHTTP
 	if err := s.Start(); err != nil {
 		return nil, err
 	}
@@ -189,10 +220,10 @@ func (w *world) settled(s *Server) {
 // eventually waits for a condition, generously: other things run on the machine.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(patience)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 30 s: %s", what)
+			t.Fatalf("not within %v: %s", patience, what)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -229,7 +260,7 @@ func deviceOf(id wire.ClientID, rest string) string { return fmt.Sprintf("/v1/de
 // setOwner writes a device's owner, as auth-service does.
 func (w *world) setOwner(id wire.ClientID, owner string, epoch int64) {
 	w.t.Helper()
-	rdb, err := redisdb.Open(w.t.Context(), w.redis.Config())
+	rdb, err := redisdb.Open(w.t.Context(), w.redisConfig())
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -242,7 +273,7 @@ func (w *world) setOwner(id wire.ClientID, owner string, epoch int64) {
 // addNode makes a node known, as a gateway does that has just died.
 func (w *world) addNode(name, value string) {
 	w.t.Helper()
-	rdb, err := redisdb.Open(w.t.Context(), w.redis.Config())
+	rdb, err := redisdb.Open(w.t.Context(), w.redisConfig())
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -259,7 +290,7 @@ func (w *world) addNode(name, value string) {
 // of the two ways to tell gateways.
 func (w *world) announceRevocation(id wire.ClientID, code wire.Code, publish bool) {
 	w.t.Helper()
-	rdb, err := redisdb.Open(w.t.Context(), w.redis.Config())
+	rdb, err := redisdb.Open(w.t.Context(), w.redisConfig())
 	if err != nil {
 		w.t.Fatal(err)
 	}

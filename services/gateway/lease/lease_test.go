@@ -37,6 +37,12 @@ func (r *record) take(l *Limit) bool {
 	return true
 }
 
+func (r *record) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.at)
+}
+
 // check holds row 51 against every window there is: burst + rate·W + gateways × batch, and what else may be.
 func (r *record) check(t *testing.T, rule Rule, gateways int, more float64) {
 	t.Helper()
