@@ -97,6 +97,7 @@ func TestAuditIsComplete(t *testing.T) {
 	defer func() { _ = f.Close() }()
 	w := embedded(t, nil)
 	cfg := w.cfg
+	cfg.Listen = "127.0.0.1:0"
 	srv, err := auth.New(cfg, service.Deps{Log: logging.New(f, zap.InfoLevel), Metrics: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)

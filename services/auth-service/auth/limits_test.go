@@ -75,7 +75,7 @@ func TestTooManyAtOnce(t *testing.T) {
 	frozen := freeze(t)
 	w := start(t, frozen, func(c *auth.Config) {
 		c.MaxInFlight = 2
-		c.Redis.Timeout = 100 * time.Millisecond // a request may take 250ms
+		c.Redis.Timeout = 400 * time.Millisecond // a request may take a second
 	})
 	const n = 100
 	answers := make(chan []byte, n)
@@ -103,8 +103,8 @@ func TestTooManyAtOnce(t *testing.T) {
 	if turnedAway < n/2 {
 		t.Errorf("%d of %d were turned away, want most", turnedAway, n)
 	}
-	if took := time.Since(began); took > 15*time.Second {
-		t.Errorf("answers took %v, want about half a second", took)
+	if took := time.Since(began); took > time.Minute {
+		t.Errorf("answers took %v, want about two seconds", took)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/goshield/goshield/internal/authapi"
+	"github.com/goshield/goshield/internal/porttest"
 	"github.com/goshield/goshield/internal/redisdb"
 	"github.com/goshield/goshield/internal/redistest"
 	"github.com/goshield/goshield/internal/service"
@@ -96,10 +97,10 @@ func writeFile(t *testing.T, text string) string {
 func start(t *testing.T, rdb redisdb.Config, change func(*auth.Config)) *world {
 	t.Helper()
 	cfg := auth.DefaultConfig()
-	cfg.Listen = "127.0.0.1:0"
+	cfg.Listen = porttest.Held(t) // which a test can give up
 	cfg.Redis = rdb
-	cfg.Redis.Timeout = 5 * time.Second
-	cfg.Redis.DialTimeout = 5 * time.Second
+	cfg.Redis.Timeout = 20 * time.Second
+	cfg.Redis.DialTimeout = 20 * time.Second
 	cfg.GatewaySecretFile = writeFile(t, gatewaySecret)
 	cfg.AdminSecretFile = writeFile(t, adminSecret)
 	if change != nil {
@@ -114,10 +115,11 @@ func start(t *testing.T, rdb redisdb.Config, change func(*auth.Config)) *world {
 	if err := srv.Start(); err != nil {
 		t.Fatalf("Start() = %v", err)
 	}
+	srv.WaitFor(10 * time.Second) // a replica on a busy machine is late, not away
 	w.srv = srv
 	t.Cleanup(func() {
 		w.client.CloseIdleConnections()
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		if err := srv.Shutdown(ctx); err != nil {
 			t.Errorf("Shutdown() = %v, want nil", err)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -270,8 +272,16 @@ func TestRealTime(t *testing.T) {
 			}
 		}
 		// On a machine that is stopped for a while, a step may be missed; the order may not.
-		if want := " ok token_expired bad_token"; !strings.HasSuffix(want, seen) {
-			t.Errorf("saw%s, want%s", seen, want)
+		rest := []string{"ok", "token_expired", "bad_token"}
+		for _, got := range strings.Fields(seen) {
+			i := slices.Index(rest, got)
+			if i < 0 {
+				t.Fatalf("saw%s, want ok, token_expired, bad_token", seen)
+			}
+			rest = rest[i+1:]
+		}
+		if len(rest) != 0 {
+			t.Errorf("saw%s, want it to end with bad_token", seen)
 		}
 	})
 }
@@ -397,6 +407,7 @@ func TestMovingSlot(t *testing.T) {
 type move struct {
 	t        *testing.T
 	w        *world
+	rdb      *redis.ClusterClient
 	slot     int64
 	from, to *redis.Client
 	ids      map[*redis.Client]string
@@ -405,7 +416,7 @@ type move struct {
 
 func newMove(t *testing.T, rdb *redis.ClusterClient, w *world) *move {
 	t.Helper()
-	m := &move{t: t, w: w, ids: map[*redis.Client]string{}}
+	m := &move{t: t, w: w, rdb: rdb, ids: map[*redis.Client]string{}}
 	var err error
 	if m.slot, err = rdb.ClusterKeySlot(w.ctx(), Key(w.id)).Result(); err != nil {
 		t.Fatal(err)
@@ -425,7 +436,57 @@ func newMove(t *testing.T, rdb *redis.ClusterClient, w *world) *move {
 		}
 		m.ids[c] = id
 	}
+	m.agreed(m.from)
 	return m
+}
+
+// agreed waits until all nodes say the same of who has the slot, and of the epochs of both nodes. Who imports a slot takes
+// an epoch above those that it has heard of; before it has heard of the one of the last move, it would take one that
+// the others do not believe.
+func (m *move) agreed(owner *redis.Client) {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	redistest.Until(m.t, "all nodes agree on who has the slot", func() bool {
+		var mu sync.Mutex
+		views := map[string]bool{}
+		err := m.rdb.ForEachShard(ctx, func(ctx context.Context, c *redis.Client) error {
+			text, err := c.ClusterNodes(ctx).Result()
+			mu.Lock()
+			defer mu.Unlock()
+			views[m.view(text, owner)] = true
+			return err
+		})
+		return err == nil && len(views) == 1 && !views[""]
+	})
+}
+
+// view is what a node says of the epochs of both nodes; "" if the slot is not the owner's there.
+func (m *move) view(nodes string, owner *redis.Client) (epochs string) {
+	has := false
+	for line := range strings.Lines(nodes) {
+		f := strings.Fields(line) // id, address, flags, primary, ping, pong, epoch, state, slots
+		if len(f) < 8 || (f[0] != m.ids[m.from] && f[0] != m.ids[m.to]) {
+			continue
+		}
+		epochs += f[0] + " " + f[6] + "\n"
+		for _, slots := range f[8:] {
+			first, last, isRange := strings.Cut(slots, "-")
+			if !isRange {
+				last = first
+			}
+			low, err1 := strconv.ParseInt(first, 10, 64)
+			high, err2 := strconv.ParseInt(last, 10, 64) // neither is a number where a slot is on its way
+			if err1 == nil && err2 == nil && low <= m.slot && m.slot <= high {
+				has = f[0] == m.ids[owner]
+			}
+		}
+	}
+	if !has {
+		return ""
+	}
+	lines := slices.Sorted(strings.Lines(epochs)) // each node begins with another
+	return strings.Join(lines, "")
 }
 
 func (m *move) do(c *redis.Client, args ...any) {
@@ -462,6 +523,7 @@ func (m *move) undo() {
 		m.do(m.to, "cluster", "setslot", m.slot, "migrating", m.ids[m.from])
 		m.do(m.from, "cluster", "setslot", m.slot, "node", m.ids[m.from])
 		m.do(m.to, "cluster", "setslot", m.slot, "node", m.ids[m.from])
+		m.agreed(m.from)
 	}
 }
 
@@ -477,6 +539,7 @@ func (m *move) end() {
 	m.do(m.to, "cluster", "setslot", m.slot, "node", m.ids[m.to])
 	m.do(m.from, "cluster", "setslot", m.slot, "node", m.ids[m.to])
 	m.ended = true
+	m.agreed(m.to)
 }
 
 // TestOneAtATime: of many sessions that claim a device at once, each takes it from another, and

@@ -36,6 +36,9 @@ func NewStore(rdb redis.UniversalClient, log *zap.Logger) *Store {
 	return &Store{rdb: rdb, scripts: newScripts(), replicas: newReplicas(rdb, log), batches: newBatches(), generate: New, wait: defaultWait}
 }
 
+// WaitFor sets how long a write waits for a replica, where 50 ms is not enough. It may be called before the store is used.
+func (s *Store) WaitFor(d time.Duration) { s.wait = d }
+
 // Enrolment asks for a device's first token.
 type Enrolment struct {
 	ClientID wire.ClientID

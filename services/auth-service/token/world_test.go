@@ -36,7 +36,7 @@ type world struct {
 
 func newWorld(t testing.TB, rdb redis.UniversalClient) *world {
 	store := NewStore(rdb, zap.NewNop())
-	store.wait = 2 * time.Second // a replica on a busy machine is late, not away
+	store.WaitFor(20 * time.Second) // a replica on a busy machine is late, not away
 	return &world{t: t, rdb: rdb, store: store, id: newID(), rules: rules}
 }
 
