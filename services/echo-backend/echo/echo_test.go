@@ -16,22 +16,22 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
 	"github.com/goshield/goshield/internal/config"
+	"github.com/goshield/goshield/internal/leaktest"
 	"github.com/goshield/goshield/internal/service"
 	"github.com/goshield/goshield/sdk/link"
 	"github.com/goshield/goshield/sdk/wire"
 	"github.com/goshield/goshield/services/echo-backend/echo"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 const (
 	secret = "a-secret-of-these-tests"
 	// patience is how long a test waits for what must come.
-	patience = 20 * time.Second
+	patience = time.Minute
 )
 
 func wait[T any](t *testing.T, what string, ch <-chan T) T {
@@ -105,7 +105,7 @@ func (s *server) dial() *gateway {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	conn, err := link.Open(context.Background(), nc, link.Config{Node: "gw", Secret: secret})
+	conn, err := link.Open(context.Background(), nc, link.Config{Node: "gw", Secret: secret, HandshakeTimeout: patience, PingTimeout: patience})
 	if err != nil {
 		s.t.Fatal(err)
 	}
