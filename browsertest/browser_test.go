@@ -185,7 +185,7 @@ func TestDeviceInABrowser(t *testing.T) {
 	dir := t.TempDir()
 	s, err := stack.Start(stack.Config{
 		Listen: any, WebSocket: any, MQTT: any, Admin: any, Push: any, Gateways: 2, Backends: 1, DataDir: dir, Document: doc, Log: zap.NewNop(),
-		DrainTimeout: time.Minute,
+		DrainTimeout: time.Minute, RedisTimeout: 10 * time.Second, // all is in this process, which may stand still
 	})
 	if err != nil {
 		t.Fatal(err)

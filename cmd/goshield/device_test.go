@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
@@ -32,6 +33,7 @@ func stackOf(t *testing.T, gateways int) (*stack.Stack, map[string]string) {
 	s, err := stack.Start(stack.Config{
 		Listen: anyPort, WebSocket: anyPort, MQTT: anyPort, Admin: anyPort, Push: anyPort, Gateways: gateways, Backends: 1,
 		DataDir: dir, Document: dynamic.Default(), Log: zap.NewNop(),
+		RedisTimeout: 10 * time.Second, // it is in this process, which may stand still
 	})
 	if err != nil {
 		t.Fatal(err)
