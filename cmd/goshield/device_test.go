@@ -9,11 +9,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
 	"github.com/goshield/goshield/cmd/goshield/stack"
 	"github.com/goshield/goshield/internal/dynamic"
+	"github.com/goshield/goshield/internal/leaktest"
 	"github.com/goshield/goshield/sdk/client"
 	"github.com/goshield/goshield/sdk/wire"
 )
@@ -28,7 +28,7 @@ func stackFor(t *testing.T) (*stack.Stack, map[string]string) {
 
 func stackOf(t *testing.T, gateways int) (*stack.Stack, map[string]string) {
 	t.Helper()
-	t.Cleanup(func() { goleak.VerifyNone(t) }) // after the stack's own
+	t.Cleanup(func() { leaktest.None(t) }) // after the stack's own
 	dir := t.TempDir()
 	s, err := stack.Start(stack.Config{
 		Listen: anyPort, WebSocket: anyPort, MQTT: anyPort, Admin: anyPort, Push: anyPort, Gateways: gateways, Backends: 1,

@@ -13,9 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/goshield/goshield/cmd/goshield/internal/echogateway"
+	"github.com/goshield/goshield/internal/leaktest"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
@@ -46,7 +45,7 @@ func (o outcome) expect(t *testing.T, what string, code int, out, wantErr string
 // it returns the environment that points there, and the data directory.
 func startGateway(t *testing.T, change func(g *echogateway.Gateway)) (g *echogateway.Gateway, env map[string]string, dir string) {
 	t.Helper()
-	t.Cleanup(func() { goleak.VerifyNone(t) }) // after the gateway's own
+	t.Cleanup(func() { leaktest.None(t) }) // after the gateway's own
 	g = echogateway.Start(t, true, change)
 	dir = t.TempDir()
 	ca := filepath.Join(dir, "ca.pem")

@@ -14,10 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/goshield/goshield/cmd/goshield/bench"
 	"github.com/goshield/goshield/cmd/goshield/internal/echogateway"
+	"github.com/goshield/goshield/internal/leaktest"
 	"github.com/goshield/goshield/sdk/client"
 	"github.com/goshield/goshield/sdk/wire"
 )
@@ -25,7 +24,7 @@ import (
 // checkLeaks fails the test if goroutines are left once its gateway has ended.
 func checkLeaks(t *testing.T) {
 	t.Helper()
-	t.Cleanup(func() { goleak.VerifyNone(t) }) // runs after the gateway's own Cleanup
+	t.Cleanup(func() { leaktest.None(t) }) // runs after the gateway's own Cleanup
 }
 
 func configFor(g *echogateway.Gateway) bench.Config {
