@@ -213,13 +213,11 @@ func TestPushAcksAreFree(t *testing.T) {
 	})
 }
 
-// fixedLease leases so many tokens, once.
-type fixedLease struct{ left int64 }
+// usedUp leases nothing: others have used the limit up.
+type usedUp struct{}
 
-func (f *fixedLease) Lease(_ context.Context, a lease.Ask) (leased int64, nodes int, err error) {
-	leased = min(a.Wanted, f.left)
-	f.left -= leased
-	return leased, 1, nil
+func (usedUp) Lease(context.Context, lease.Ask) (leased int64, nodes int, err error) {
+	return 0, 2, nil
 }
 
 // Over its service's limit a request is answered so; the connection, and other services, are served.
@@ -231,13 +229,13 @@ func TestServiceLimit(t *testing.T) {
 	free := doc.Services["echo"]
 	doc.Services = map[string]dynamic.Service{"echo": limited, "free": free}
 	bubble(t, doc, func(t *testing.T, r *rig) {
-		r.leases = lease.New(lease.Config{Node: "gw-1", Source: &fixedLease{left: 3}}) // Kill closes it
+		r.leases = lease.New(lease.Config{Node: "gw-1", Source: usedUp{}}) // Kill closes it
 		if err := r.apply(doc, 1); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
 		d := r.enrolled(t, clientID(1))
-		for i := range uint32(3) {
+		for i := range uint32(5) { // a twentieth of the rate, in advance
 			d.roundTrip(i)
 		}
 		for i := uint32(10); i < 20; i++ {

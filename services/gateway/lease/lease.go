@@ -10,7 +10,8 @@
 //	leases.Close()
 //
 // Over any window W, all gateways together let through at most burst + rate·W + gateways × batch: what they held at its
-// beginning, and what Redis leased since. A batch is a twentieth of a second's rate, or of the burst if that is more.
+// beginning, and what Redis leased since. A batch is a twentieth of a second's rate, or of the burst if that is more. A new limit
+// begins with a batch in advance, which its first lease is charged with: what comes before Redis has answered is not refused.
 //
 // While Redis does not answer, a gateway goes by its share: the rate divided by the gateways that leased before, and a batch
 // at once. It begins with nothing saved up; what it used is charged when Redis answers again, and after more than a second
@@ -147,13 +148,16 @@ type Limit struct {
 	mu     sync.Mutex
 	share  bucket.Limit  // of this gateway, while Redis does not answer; unlimited: it does
 	local  bucket.Bucket // state of share
-	used   int64         // tokens taken from share
+	used   int64         // tokens taken from share or in advance
 	nextAt time.Time     // when Redis is asked again
 }
 
 func newLimit(cfg Config, name string, rule Rule) *Limit {
 	l := &Limit{cfg: cfg, name: name, born: time.Now(), wake: make(chan struct{}, 1)}
 	l.rule.Store(&rule)
+	advance := min(rule.batch(), int64(rule.Burst))
+	l.held.Store(advance)
+	l.used = advance
 	return l
 }
 

@@ -184,19 +184,43 @@ func playBound(t *testing.T, seed uint64, outages bool) {
 	}
 }
 
-// What is under the limit is never refused once a batch is there.
+// What is under the limit is never refused, from the first request on: a new limit's were, until Redis had answered.
 func TestUnderTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newModel()
 		m.set(false, 2*time.Millisecond)
 		limits, end := fleetOf(m, Rule{Rate: 1000, Burst: 1000}, 3)
 		defer end()
-		time.Sleep(100 * time.Millisecond)
 		for i := range 5000 {
 			if retry := limits[i%3].Take(); retry > 0 {
 				t.Fatalf("request %d at 900 a second was refused for %v", i, retry)
 			}
 			time.Sleep(time.Second / 900)
+		}
+	})
+}
+
+// What a new limit lets through before Redis has answered is charged.
+func TestAdvanceIsCharged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, rule := newModel(), Rule{Rate: 1, Burst: 100}
+		take := func() (passed int) {
+			limits, end := fleetOf(m, rule, 1)
+			defer end()
+			for limits[0].Take() == 0 {
+				passed++
+				synctest.Wait() // it has asked
+			}
+			return passed
+		}
+		if passed := take(); passed != 100 {
+			t.Errorf("%d were let through at once, want the burst of 100", passed)
+		}
+		if passed, batch := take(), int(rule.batch()); passed != batch {
+			t.Errorf("a gateway that finds the limit used up let %d through, want its advance of %d", passed, batch)
+		}
+		if tokens := m.tokens["echo"]; tokens != -5 {
+			t.Errorf("the bucket stands at %v, want the advance to be owed", tokens)
 		}
 	})
 }
