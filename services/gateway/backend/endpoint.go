@@ -66,6 +66,9 @@ func (e *endpoint) ejected(out bool, reason string) {
 	e.service.refresh()
 }
 
+// inFlight is how many requests of the service are at the endpoint.
+func (e *endpoint) inFlight() int { return int(e.target.InFlight()) }
+
 // reserved reports whether the endpoint is on probation and has the one request
 // that shall show whether it is well.
 func (e *endpoint) reserved() bool { return e.probation.Load() && e.target.InFlight() > 0 }

@@ -105,6 +105,9 @@ func (l *liveLink) finishIfIdle() {
 	}
 }
 
+// room is how many requests more the backend takes on the link.
+func (l *liveLink) room() int { return max(l.conn.Limits().MaxStreams-l.streams.Len(), 0) }
+
 // send puts a request on the link. With an error it is not there.
 func (l *liveLink) send(req *Request, q request) (stream uint64, err error) {
 	q.endpoint.target.Acquire()

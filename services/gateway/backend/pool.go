@@ -57,6 +57,7 @@ type pool struct {
 	log    *zap.Logger
 
 	live    atomic.Pointer[[]*liveLink] // those that take requests; a slice never changes
+	sharers atomic.Pointer[[]*endpoint] // the users; a slice never changes
 	working atomic.Int32                // keepers and links that have not ended
 
 	// Guarded by Router.poolsMu.
@@ -81,6 +82,7 @@ func (r *Router) join(e *endpoint, to destination, want demand) *pool {
 			users:  make(map[*endpoint]demand),
 		}
 		p.live.Store(new([]*liveLink))
+		p.sharers.Store(new([]*endpoint))
 		r.open[to] = p
 		r.pools[p] = struct{}{}
 		r.working.Add(1)
@@ -88,6 +90,7 @@ func (r *Router) join(e *endpoint, to destination, want demand) *pool {
 	}
 	p.users[e] = want
 	p.keep()
+	p.share()
 	return p
 }
 
@@ -109,6 +112,13 @@ func (p *pool) part(e *endpoint) {
 		delete(r.open, p.to)
 	}
 	p.keep()
+	p.share()
+}
+
+// share has the users as they are now share the links. poolsMu is held.
+func (p *pool) share() {
+	sharers := slices.Collect(maps.Keys(p.users))
+	p.sharers.Store(&sharers)
 }
 
 // drained forgets a pool that has ended.
@@ -320,11 +330,15 @@ func (p *pool) send(req *Request, q request) (l *liveLink, stream uint64, err er
 	if len(live) == 0 {
 		return nil, 0, link.ErrClosed
 	}
-	least := 0
+	least, room := 0, 0
 	for i := range live {
+		room += live[i].room()
 		if live[i].streams.Len() < live[least].streams.Len() {
 			least = i
 		}
+	}
+	if !p.hasShare(q.endpoint, live, room) {
+		return nil, 0, link.ErrTooManyStreams
 	}
 	for i := range live {
 		l = live[(least+i)%len(live)]
@@ -333,6 +347,30 @@ func (p *pool) send(req *Request, q request) (l *liveLink, stream uint64, err er
 		}
 	}
 	return nil, 0, err
+}
+
+// hasShare reports whether a user may have one request more in flight on the links, which have room for so many. Who hangs must not
+// use up what its neighbours need: half of what the links take is set aside for their users, the same for each, and
+// nobody else gets what one has not used of it. Requests that are sent at the same moment may each find the last place.
+func (p *pool) hasShare(e *endpoint, live []*liveLink, room int) bool {
+	sharers := *p.sharers.Load()
+	if len(sharers) < 2 {
+		return true
+	}
+	most := 0
+	for _, l := range live {
+		most += l.conn.Limits().MaxStreams
+	}
+	reserve := max(most/2/len(sharers), min(most/len(sharers), 1))
+	if room > reserve*(len(sharers)-1) || e.inFlight() < reserve {
+		return true
+	}
+	for _, other := range sharers {
+		if other != e {
+			room -= max(reserve-other.inFlight(), 0)
+		}
+	}
+	return room > 0
 }
 
 // sweep enforces deadlines, of all requests and pushes at once and not by a timer

@@ -254,6 +254,46 @@ func TestSharedLinksBound(t *testing.T) {
 	r.eventually("nothing is in flight", func() bool { return r.metric("goshield_backend_inflight") == 0 })
 }
 
+// A service that hangs may not use up the links that it shares: half of what they take is set aside, the same for each
+// service.
+func TestSharedLinksLeaveRoomForOthers(t *testing.T) {
+	began := make(chan struct{}, 100)
+	hang := hanging(began)
+	_, addr := serveCounted(t, &sdk.Server{MaxStreams: 12, Handler: func(ctx context.Context, req sdk.Request) (sdk.Response, error) {
+		if req.Service == "well" {
+			return sdk.Response{Body: req.Body}, nil
+		}
+		return hang(ctx, req)
+	}})
+	r := newTestRouter(t, nil)
+	r.apply(map[string]dynamic.Service{"hangs": with(2, addr), "too": with(2, addr), "well": with(2, addr)})
+	w := newReplies(t)
+	var handles []Handle
+	send := func(service string, n int) {
+		t.Helper()
+		for range n {
+			handles = append(handles, r.Send(Request{Service: service, Body: []byte("1"), JSON: true}, w, uint32(len(handles))))
+			<-began
+		}
+	}
+	// Of 24 requests 4 are set aside for each.
+	send("hangs", 24-2*4)
+	wantCode(t, "what is set aside for two others", r.ask("hangs", "1"), wire.CodeBackendUnavailable)
+	send("too", 4)
+	wantCode(t, "what is set aside for the last one", r.ask("too", "1"), wire.CodeBackendUnavailable)
+	for range 20 {
+		wantBody(t, "the one that is well", r.ask("well", "1"), "1")
+	}
+	// What was set aside for a service that has left is the others'.
+	r.apply(map[string]dynamic.Service{"hangs": with(2, addr), "too": with(2, addr)})
+	r.eventually("the service has left", func() bool { return len(r.all()) == 2 })
+	send("too", 1)
+	for _, h := range handles {
+		h.Cancel()
+	}
+	r.eventually("nothing is in flight", func() bool { return r.metric("goshield_backend_inflight") == 0 })
+}
+
 // Links whose certificate must name something else are not shared.
 func TestLinksOfAnotherNameAreNotShared(t *testing.T) {
 	ca, err := certs.NewCA("test", time.Hour)
