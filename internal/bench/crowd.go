@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/goshield/goshield/internal/quicktcp"
 )
 
 // crowdSpec is the first request to a crowd, and may come again: so many more
@@ -184,10 +186,14 @@ func (m *member) live(spec crowdSpec, slots <-chan struct{}) {
 func (m *member) connect(spec crowdSpec) error {
 	ctx, cancel := context.WithTimeout(m.crowd.ctx, patience)
 	defer cancel()
-	dialer := tls.Dialer{Config: clientTLS(nil)}
-	conn, err := dialer.DialContext(ctx, "tcp", spec.Address)
+	var dialer net.Dialer
+	tcp, err := dialer.DialContext(ctx, "tcp", spec.Address)
 	if err != nil {
 		return err
+	}
+	conn := tls.Client(quicktcp.Wrap(tcp), clientTLS(nil))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return errors.Join(err, tcp.Close())
 	}
 	m.conn = conn
 	if spec.Version != 0 {

@@ -14,6 +14,7 @@ import (
 	"github.com/goshield/goshield/internal/balance"
 	"github.com/goshield/goshield/internal/config"
 	"github.com/goshield/goshield/internal/dynamic"
+	"github.com/goshield/goshield/internal/quicktcp"
 	"github.com/goshield/goshield/sdk/link"
 	"github.com/goshield/goshield/sdk/wire"
 )
@@ -78,11 +79,17 @@ type Router struct {
 func NewRouter(cfg Config) *Router {
 	dialer := &net.Dialer{}
 	r := &Router{
-		cfg:     cfg,
-		timing:  defaultTiming(),
-		born:    time.Now(),
-		lookup:  cfg.Lookup,
-		connect: func(ctx context.Context, addr string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", addr) },
+		cfg:    cfg,
+		timing: defaultTiming(),
+		born:   time.Now(),
+		lookup: cfg.Lookup,
+		connect: func(ctx context.Context, addr string) (net.Conn, error) {
+			nc, err := dialer.DialContext(ctx, "tcp", addr)
+			if err != nil {
+				return nil, err
+			}
+			return quicktcp.Wrap(nc), nil
+		},
 		leaving: make(map[*service]struct{}),
 		open:    make(map[destination]*pool),
 		pools:   make(map[*pool]struct{}),

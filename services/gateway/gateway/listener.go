@@ -15,6 +15,7 @@ import (
 
 	"github.com/goshield/goshield/internal/accept"
 	"github.com/goshield/goshield/internal/config"
+	"github.com/goshield/goshield/internal/quicktcp"
 )
 
 // listen binds an address of the configuration.
@@ -44,7 +45,7 @@ func (s *Server) acceptFrom(ln net.Listener, kind listenerKind) {
 
 // accepted takes a new connection in, or closes it before it costs anything.
 func (s *Server) accepted(c net.Conn, kind listenerKind) {
-	sock := &socket{Conn: c, srv: s, kind: kind, peer: addrOf(c.RemoteAddr()), remote: addrOf(c.RemoteAddr())}
+	sock := &socket{Conn: quicktcp.Wrap(c), srv: s, kind: kind, peer: addrOf(c.RemoteAddr()), remote: addrOf(c.RemoteAddr())}
 	if s.full() || !s.sockets.admit(sock, s.settings.Load().doc.GatewayLimit.MaxConnections) {
 		s.refuse(sock)
 		return
