@@ -6,6 +6,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/goshield/goshield/internal/service"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
@@ -184,4 +188,49 @@ func TestGoawayComesOnce(t *testing.T) {
 		d.quiet(10 * time.Second)
 		d.roundTrip(1) // until what it was told first
 	})
+}
+
+// lastRouter looks whether documents are still followed when the router ends, which then takes none.
+type lastRouter struct {
+	routes
+	shutdown func()
+}
+
+func (r *lastRouter) Shutdown(ctx context.Context) error {
+	r.shutdown()
+	return r.routes.Shutdown(ctx)
+}
+
+// A document that came while a gateway drained was refused by its router and said to be faulty.
+func TestNoDocumentForARouterThatEnds(t *testing.T) {
+	for name, end := range map[string]func(*Server) error{
+		"shutdown": func(s *Server) error { return s.Shutdown(t.Context()) },
+		"kill":     func(s *Server) error { s.Kill(); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, testDoc())
+			s, err := New(w.config("gw-1"), service.Deps{Log: zap.NewNop(), Metrics: prometheus.NewRegistry()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			asked := false
+			s.router = &lastRouter{s.router, func() {
+				asked = true
+				select {
+				case <-s.followed.ended:
+				default:
+					t.Error("the router ends while documents are put in force")
+				}
+			}}
+			if err := s.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if err := end(s); err != nil {
+				t.Fatal(err)
+			}
+			if !asked {
+				t.Error("the router was not shut down")
+			}
+		})
+	}
 }

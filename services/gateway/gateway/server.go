@@ -101,6 +101,7 @@ type Server struct {
 	authHTTP  *authclient.Client // nil in tests that bring an authority
 	directory *registry.Registry // nil in tests that bring a directory
 	leases    *lease.Leases      // nil in tests that have no Redis
+	followed  *followed          // nil in tests that have no Redis
 	listeners []deviceListener
 	web       *web
 	push      *http.Server
@@ -413,6 +414,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	flush, cancelFlush := context.WithTimeout(context.WithoutCancel(ctx), lastReleases)
 	s.releases.flush(flush)
 	cancelFlush()
+	s.followed.end()
 	routerErr := s.router.Shutdown(ctx)
 	s.endWork()
 	if s.directory != nil {
@@ -425,6 +427,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) Kill() {
 	s.health.SetNotReady("killed")
 	s.cancel()
+	s.followed.end()
 	s.endConnections(closedShutdown)
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"time"
 
 	"github.com/goshield/goshield/internal/bucket"
@@ -90,6 +91,21 @@ func (s *Server) apply(doc dynamic.Document, version int64) error {
 	return nil
 }
 
+// followed is the following of the document in Redis.
+type followed struct {
+	stop  context.CancelFunc
+	ended chan struct{}
+}
+
+// end returns when no document will be put in force any more. The router must go on until then: it takes none once it
+// is shut down.
+func (f *followed) end() {
+	if f != nil {
+		f.stop()
+		<-f.ended
+	}
+}
+
 // firstDocument is how long Start waits for what Redis has, so as not to serve by the defaults first. Without Redis
 // they are in force then.
 const firstDocument = time.Second
@@ -103,7 +119,12 @@ func (s *Server) followDocument() {
 		Redis: s.directory.Client, Defaults: s.cfg.Defaults, ShareDefaults: true,
 		Apply: s.apply, Refused: s.metrics.configRefused.Inc, Log: s.log.Named("config"),
 	})
-	s.work.Go(func() { watcher.Run(s.ctx) })
+	ctx, stop := context.WithCancel(s.ctx)
+	s.followed = &followed{stop: stop, ended: make(chan struct{})}
+	s.work.Go(func() { // ends with followed.end, or the gateway
+		defer close(s.followed.ended)
+		watcher.Run(ctx)
+	})
 	patience := time.NewTimer(firstDocument)
 	defer patience.Stop()
 	select {
