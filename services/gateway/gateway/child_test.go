@@ -40,7 +40,7 @@ type childReport struct {
 }
 
 // runAsChild, in a child, runs a gateway until standard input ends. It tells its address, and a childReport for each
-// line that it is sent. It has the patience of a test for frames that do not become complete.
+// line that it is sent. It has the patience of a test with devices that are slow.
 func runAsChild() bool {
 	text := os.Getenv(childConfig)
 	if text == "" {
@@ -71,7 +71,7 @@ func runAsChild() bool {
 	if err != nil {
 		panic(err)
 	}
-	s.timings.frame = 5 * patience
+	s.timings.handshake, s.timings.hello, s.timings.linger, s.timings.frame = patience, patience, patience, 5*patience
 	if err := s.Start(); err != nil {
 		panic(err)
 	}
