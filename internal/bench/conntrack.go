@@ -20,13 +20,10 @@ import (
 // conntrackDir is where the kernel tells of it; not there if it does not.
 const conntrackDir = "/proc/sys/net/netfilter"
 
-// tracksPerSecond is how many connections a run opens, at most: each visit is one to the proxy and one behind it.
-const tracksPerSecond = 2 * 20_000
-
-// tracked is how many connections a run of a mode that opens them all the time leaves behind.
-func (o *options) tracked() int {
+// tracked is how many connections a run leaves behind that opens so many a second.
+func (o *options) tracked(churn int) int {
 	each := (o.warm + o.window + time.Second).Seconds()
-	return int(each*tracksPerSecond) * o.rounds * len(o.field) * len(o.threads) * len(o.connections)
+	return int(each*float64(churn)) * o.rounds * len(o.field) * len(o.threads) * len(o.connections)
 }
 
 // makeRoom sees to it that the kernel can remember so many connections more, with files in dir; undo puts back what was changed. The
