@@ -6,7 +6,6 @@ import (
 	"os"
 	"sync"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,10 +64,10 @@ func (t *transfer) end() (n int, errno unix.Errno) {
 // receive reads once. false: there is nothing to read yet.
 func (t *transfer) receive(fd uintptr) bool {
 	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(t.buf))), uintptr(len(t.buf)), 0, 0, 0)
+		n, errno := receive(fd, t.buf)
 		switch errno {
 		case 0:
-			t.n = int(n)
+			t.n = n
 			return true
 		case unix.EINTR:
 		case unix.EAGAIN:
@@ -83,11 +82,10 @@ func (t *transfer) receive(fd uintptr) bool {
 // transmit writes what is left. false: there is no room for all of it yet.
 func (t *transfer) transmit(fd uintptr) bool {
 	for t.n < len(t.buf) {
-		rest := t.buf[t.n:]
-		n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(rest))), uintptr(len(rest)), unix.MSG_NOSIGNAL, 0, 0)
+		n, errno := transmit(fd, t.buf[t.n:])
 		switch errno {
 		case 0:
-			t.n += int(n)
+			t.n += n
 		case unix.EINTR:
 		case unix.EAGAIN:
 			return false
