@@ -30,15 +30,20 @@ const pace = 200 * time.Millisecond
 // away without a word notices when it sends next.
 const answerIn = 8 * time.Second
 
+// authority is the name of the file with the certificate that devices trust.
+const authority = "ca.pem"
+
 // keys is what devices have.
 type keys struct {
+	ca    string // the file of the authority's certificate
 	roots *x509.CertPool
 	group []byte
 }
 
 func readKeys(t *testing.T, dir string) keys {
 	t.Helper()
-	pem, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+	ca := filepath.Join(dir, authority)
+	pem, err := os.ReadFile(ca)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,9 +57,9 @@ func readKeys(t *testing.T, dir string) keys {
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
-		t.Fatal("no certificate in ca.pem")
+		t.Fatalf("no certificate in %s", ca)
 	}
-	return keys{roots, group}
+	return keys{ca, roots, group}
 }
 
 // fleet is devices that are connected and send requests until stop.
@@ -90,6 +95,13 @@ func (k keys) config(n int, addr string, store client.TokenStore) client.Config 
 		TLS:            &tls.Config{RootCAs: k.roots, ServerName: "localhost", MinVersion: tls.VersionTLS12},
 		RequestTimeout: answerIn, ConnectTimeout: 3 * time.Second, BackoffCap: 2 * time.Second, KeepDialing: true,
 	}
+}
+
+// once is for a device that gives up after one attempt.
+func once(cfg client.Config, limit time.Duration) client.Config {
+	cfg.KeepDialing = false
+	cfg.ConnectTimeout = limit
+	return cfg
 }
 
 // startFleet connects n devices, counted from the number first, to addr and lets them send. store keeps
@@ -230,9 +242,8 @@ func (f *fleet) report() report {
 }
 
 func (r report) String() string {
-	s := fmt.Sprintf("%d answered, %d failed, %d reconnects, %d enrolled anew; longest silence of a device: median %v, worst %v",
-		r.answered, len(r.failures), r.connects, r.enrolled,
-		r.gaps[len(r.gaps)/2].Round(10*time.Millisecond), r.gaps[len(r.gaps)-1].Round(10*time.Millisecond))
+	s := fmt.Sprintf("%d answered, %d failed, %d reconnects, %d enrolled anew; longest silence of a device: %s",
+		r.answered, len(r.failures), r.connects, r.enrolled, r.silence())
 	for i, err := range r.failures {
 		if i == 3 {
 			break
@@ -240,6 +251,12 @@ func (r report) String() string {
 		s += "\n\t" + err.Error()
 	}
 	return s
+}
+
+// silence is how long devices were without an answer at most.
+func (r report) silence() string {
+	return fmt.Sprintf("median %v, worst %v, of %d devices",
+		r.gaps[len(r.gaps)/2].Round(10*time.Millisecond), r.gaps[len(r.gaps)-1].Round(10*time.Millisecond), len(r.gaps))
 }
 
 // settle waits until every device has had an answer from now on.
@@ -295,7 +312,15 @@ func comeAndGo(t *testing.T, k keys, patient bool, during func()) int64 {
 					return
 				case <-time.After(pause):
 				}
-				if err := k.visit(visitors+100+i, store, patient, first); err != nil {
+				cfg := k.config(visitors+100+i, vip+":8443", store)
+				if !patient {
+					cfg = once(cfg, time.Minute)
+				}
+				enrolled, err := k.visit(cfg)
+				if err == nil && enrolled && !first {
+					err = errors.New("it lost its token")
+				}
+				if err != nil {
 					t.Errorf("device %d that comes and goes: %v", i, err)
 				}
 				visits.Add(1)
@@ -322,23 +347,17 @@ func comeAndGo(t *testing.T, k keys, patient bool, during func()) int64 {
 	return visits.Load()
 }
 
-// visit connects once, with a second try only if it is patient, asks and leaves.
-func (k keys) visit(n int, store client.TokenStore, patient, mayEnrol bool) error {
-	cfg := k.config(n, vip+":8443", store)
-	cfg.KeepDialing = patient
-	cfg.ConnectTimeout = 10 * time.Second
-	var enrolled atomic.Bool
-	cfg.Hooks.OnConnect = func(c client.Connected) { enrolled.Store(c.Enrolled) }
+// visit connects, asks and leaves. It reports whether the device had to enrol.
+func (k keys) visit(cfg client.Config) (enrolled bool, err error) {
+	var anew atomic.Bool
+	cfg.Hooks.OnConnect = func(c client.Connected) { anew.Store(c.Enrolled) }
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	c, err := client.Dial(ctx, cfg)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer c.Close()
-	if enrolled.Load() && !mayEnrol {
-		return errors.New("it lost its token")
-	}
 	_, err = c.Request(ctx, "echo", []byte(`"visit"`))
-	return err
+	return anew.Load(), err
 }

@@ -3,6 +3,7 @@ package stacktest
 // Docker Compose as the tests use it.
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -24,7 +25,11 @@ const (
 	vip     = network + ".1.100"
 
 	// patience bounds what has no promised time: the machine may be slow.
-	patience = 3 * time.Minute
+	patience = 5 * time.Minute
+
+	// mark is the label of containers that the tests run beside those of Compose, so that scripts/stack-suite
+	// finds them when a run was killed.
+	mark = "org.goshield.test=" + project
 )
 
 // compose runs Docker Compose and returns its output.
@@ -60,7 +65,9 @@ func try(args ...string) (string, error) { return tryWith("", args...) }
 // tryWith is try with something on standard input.
 func tryWith(stdin string, args ...string) (string, error) {
 	var stdout, stderr strings.Builder
-	cmd := exec.Command(args[0], args[1:]...)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience) // one that hangs tells what it was
+	defer cancel()
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = ".."
 	cmd.Env = append(os.Environ(), "COMPOSE_PROJECT_NAME="+project, "GOSHIELD_NET="+network)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
@@ -93,7 +100,7 @@ func await(t *testing.T, what string, limit time.Duration, check func() error) t
 func up(t *testing.T, args ...string) {
 	t.Helper()
 	await(t, "all is up and healthy", patience, func() error {
-		_, err := try(append(composeCommand(), append([]string{"up", "-d", "--wait", "--no-build", "--quiet-pull"}, args...)...)...)
+		_, err := try(append(composeCommand(), append([]string{"up", "-d", "--wait", "--wait-timeout", "120", "--no-build", "--quiet-pull"}, args...)...)...)
 		return err
 	})
 }
@@ -119,7 +126,7 @@ func addressIn(t *testing.T, container, net string) string {
 func block(t *testing.T, container, address string) (unblock func()) {
 	t.Helper()
 	neighbour := func(change string) error {
-		_, err := try("docker", "run", "--rm", "--network", "container:"+container, "--cap-drop", "ALL", "--cap-add", "NET_ADMIN",
+		_, err := try("docker", "run", "--rm", "--label", mark, "--network", "container:"+container, "--cap-drop", "ALL", "--cap-add", "NET_ADMIN",
 			"--entrypoint", "sh", "goshield/keepalived", "-ec",
 			`device=$(ip -o route get "$0" | sed -n 's/.* dev \([^ ]*\).*/\1/p'); ip neigh `+change+` "$0" dev "$device"`, address)
 		return err
@@ -138,7 +145,7 @@ func block(t *testing.T, container, address string) (unblock func()) {
 
 // get asks one of the published pages.
 func get(page string) (string, error) {
-	client := http.Client{Timeout: 3 * time.Second} // one that is frozen does not answer
+	client := http.Client{Timeout: 5 * time.Second} // one that is frozen does not answer
 	resp, err := client.Get(page)
 	if err != nil {
 		return "", err
@@ -185,6 +192,34 @@ func series(query string) ([]string, error) {
 // status pages of the load balancers, as they are published.
 var adminOf = map[string]string{"a": "http://127.0.0.1:9091", "b": "http://127.0.0.1:9092"}
 
+// balancer is what a load balancer's admin API tells of it.
+type balancer struct {
+	Connections int
+	Rebalancing []string
+	Upstreams   []upstream
+}
+
+type upstream struct {
+	Address     string
+	Health      string
+	Share       float64 // of its weight; below 1 when it has just come
+	Connections int64
+}
+
+// up are the upstreams that are well.
+func (b balancer) up() []upstream {
+	return slices.DeleteFunc(slices.Clone(b.Upstreams), func(u upstream) bool { return u.Health != "up" })
+}
+
+func statusOf(side string) (balancer, error) {
+	var b balancer
+	body, err := get(adminOf[side] + "/api/status")
+	if err == nil {
+		err = json.Unmarshal([]byte(body), &b)
+	}
+	return b, err
+}
+
 // has reports whether a side says that it has the virtual IP. One that does not answer has not.
 func has(side string) bool {
 	body, err := get(adminOf[side] + "/metrics")
@@ -226,7 +261,7 @@ func secretsDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	compose(t, "cp", "init:/var/lib/goshield/devices/.", dir)
-	for _, name := range []string{"ca.pem", "group-key"} {
+	for _, name := range []string{authority, "group-key"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}

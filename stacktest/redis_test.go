@@ -350,7 +350,7 @@ func backupAndRestore(t *testing.T, s *stack) {
 			}
 			script += " && cat >/data/appendonly.aof"
 		}
-		if _, err := tryWith(string(dump), "docker", "run", "--rm", "-i", "--network", "none", "--user", "999:999",
+		if _, err := tryWith(string(dump), "docker", "run", "--rm", "-i", "--label", mark, "--network", "none", "--user", "999:999",
 			"-v", project+"_"+n.service+":/data", "--entrypoint", "sh", "redis:7.2.7-bookworm", "-ec", script); err != nil {
 			t.Fatal(err)
 		}
@@ -361,7 +361,7 @@ func backupAndRestore(t *testing.T, s *stack) {
 	if n := s.keyCount(t); n < keysBefore*9/10 {
 		t.Errorf("%d keys, %d before", n, keysBefore)
 	}
-	s.fleet = startFleet(t, s.keys, 0, devices, vip+":8443", s.store)
+	s.fleet = startFleet(s.t, s.keys, 0, devices, vip+":8443", s.store) // for the steps that follow, too
 	s.fleet.settle(t)
 	if r := s.fleet.report(); r.enrolled > 0 {
 		t.Errorf("%d of %d devices could not resume", r.enrolled, devices)

@@ -30,20 +30,24 @@ var keep = os.Getenv("GOSHIELD_STACK_KEEP") != ""
 
 // stack is what the steps share.
 type stack struct {
+	t     *testing.T // of all steps
 	keys  keys
 	store client.TokenStore
 	fleet *fleet // through the virtual IP
 
 	redisPassword string // the administrator's
 	redisTLS      bool
+
+	failovers []time.Duration // longest silence of each device, in each failover of the virtual IP
+	page      *page           // nil until it is opened
 }
 
 func TestStack(t *testing.T) {
 	needEngine(t)
 	start := time.Now()
 	up(t)
-	t.Logf("up and healthy in %v", time.Since(start).Round(time.Second))
-	s := &stack{keys: readKeys(t, secretsDir(t)), store: client.MemoryStore(), redisPassword: redisPassword(t)}
+	t.Attr("up_and_healthy", time.Since(start).Round(time.Second).String())
+	s := &stack{t: t, keys: readKeys(t, secretsDir(t)), store: client.MemoryStore(), redisPassword: redisPassword(t)}
 	s.fleet = startFleet(t, s.keys, 0, devices, vip+":8443", s.store)
 	for _, step := range []struct {
 		name string
@@ -51,8 +55,10 @@ func TestStack(t *testing.T) {
 	}{
 		{"images are small", imagesAreSmall},
 		{"every door leads in", everyDoor},
+		{"commands of the README", commands},
 		{"gateways scale under load", scaleGateways},
 		{"gateways are replaced one by one (23)", rollGateways},
+		{"two gateways drain at once (24)", twoGatewaysDrain},
 		{"the other services are replaced one by one", rollOthers},
 		{"load balancers are replaced one by one", rollBalancers},
 		{"Redis nodes are replaced one by one", rollRedis},
@@ -62,6 +68,7 @@ func TestStack(t *testing.T) {
 		{"VRRP is cut (32)", vrrpCut},
 		{"load balancer freezes (33)", balancerFreezes},
 		{"all devices come back at once (18)", allComeBack},
+		{"somebody opens the status page", openPage},
 		{"gateway dies (21)", gatewayDies},
 		{"gateway freezes (22)", gatewayFreezes},
 		{"auth-service is gone (47)", authGone},
@@ -80,6 +87,7 @@ func TestStack(t *testing.T) {
 			return // what follows would begin with what this one left
 		}
 	}
+	s.reportFailovers(t)
 	s.fleet.stop()
 	if !keep {
 		downForGood(t)
@@ -162,17 +170,23 @@ func (s *stack) noneFailed(t *testing.T, fault func()) report {
 	return r
 }
 
-// unnoticed is noneFailed for a fault that no connection may notice either.
+// unnoticed is noneFailed for a fault that no connection may notice either. It begins when no device moves because of what
+// was before.
 func (s *stack) unnoticed(t *testing.T, fault func()) {
 	t.Helper()
-	if r := s.noneFailed(t, fault); r.connects > 0 {
-		t.Errorf("%d devices had to reconnect, want none", r.connects)
+	up(t)
+	s.fleet.settle(t)
+	s.levelled(t, 2)
+	moved := rebalanced(t)
+	r := s.noneFailed(t, fault)
+	if moved = rebalanced(t) - moved; r.connects > moved {
+		t.Errorf("%d devices had to reconnect, %d of them to even out, want no others", r.connects, moved)
 	}
 }
 
-// within10 is the promise of rows 21 and 30 to 33, with what a loaded machine adds to it: the devices'
-// own back-off and a handshake for each.
-const within10 = 20 * time.Second
+// failoverLimit is what rows 21 and 30 to 33 promise, 10 s, with much room for a machine that is short of time. What it
+// took is told at the end.
+const failoverLimit = 40 * time.Second
 
 // back fails the test for a device that was without an answer for longer than it may.
 func (r report) back(t *testing.T, limit time.Duration) {
@@ -211,8 +225,8 @@ func downAndUp(t *testing.T, s *stack) {
 	compose(t, "down")
 	start := time.Now()
 	up(t)
-	t.Logf("up again in %v", time.Since(start).Round(time.Second))
-	s.fleet = startFleet(t, s.keys, 0, devices, vip+":8443", s.store)
+	t.Attr("up_again", time.Since(start).Round(time.Second).String())
+	s.fleet = startFleet(s.t, s.keys, 0, devices, vip+":8443", s.store)
 	s.fleet.settle(t)
 	if r := s.fleet.report(); r.enrolled > 0 {
 		t.Errorf("%d of %d devices could not resume", r.enrolled, devices)
@@ -228,7 +242,7 @@ func imagesAreSmall(t *testing.T, _ *stack) {
 		if _, err := fmt.Sscan(docker(t, "image", "inspect", "-f", "{{.Size}}", "goshield/"+service), &size); err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("goshield/%s: %.1f MB", service, size/1e6)
+		t.Attr("image", fmt.Sprintf("goshield/%s %.1f MB", service, size/1e6))
 		if size > limit && service != "goshield" {
 			t.Errorf("goshield/%s has %.1f MB, want %.0f at most", service, size/1e6, limit/1e6)
 		}

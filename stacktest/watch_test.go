@@ -3,7 +3,6 @@ package stacktest
 // What watches: alerts, dashboards, the status page; and what must never be seen.
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -16,10 +15,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/chromedp/chromedp"
-
-	"github.com/goshield/goshield/sdk/client"
 )
 
 // fires waits until an alert fires and Alertmanager knows of it.
@@ -32,7 +27,7 @@ func fires(t *testing.T, alert string) {
 		}
 		return err
 	})
-	await(t, "Alertmanager knows of "+alert, time.Minute, func() error {
+	await(t, "Alertmanager knows of "+alert, patience, func() error {
 		body, err := get("http://127.0.0.1:9093/api/v2/alerts")
 		if err == nil && !strings.Contains(body, `"`+alert+`"`) {
 			err = errors.New("it does not")
@@ -68,7 +63,7 @@ func queriesFindData(t *testing.T, s *stack) {
 	}
 	t.Logf("%d queries of panels, %d alerts", len(panels), len(alerts))
 	// Rates need two scrapes, recorded ones up to a minute more.
-	for deadline := time.Now().Add(90 * time.Second); len(waiting) > 0; time.Sleep(time.Second) {
+	for deadline := time.Now().Add(patience); len(waiting) > 0; time.Sleep(time.Second) {
 		last := time.Now().After(deadline)
 		var still []question
 		for _, q := range waiting {
@@ -86,50 +81,6 @@ func queriesFindData(t *testing.T, s *stack) {
 			return
 		}
 	}
-}
-
-// picture is made of the status page of the load balancer with the virtual IP, after devices and gateways have
-// joined. GOSHIELD_STACK_PICTURE names a file to keep it in.
-func picture(t *testing.T, s *stack) {
-	up(t)
-	s.fleet.settle(t)
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(), append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.NoSandbox, chromedp.WindowSize(1280, 720))...)
-	defer cancel()
-	ctx, cancel = chromedp.NewContext(ctx)
-	defer cancel()
-	ctx, cancel = context.WithTimeout(ctx, patience)
-	defer cancel()
-	if err := chromedp.Do(ctx, chromedp.Navigate(adminOf[master(t)]+"/status"), chromedp.Sleep(15*time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	f := startFleetAt(t, time.Second, s.keys, visitors, 120, vip+":8443", client.MemoryStore())
-	up(t, "--no-recreate", "--scale", "gateway=4")
-	time.Sleep(20 * time.Second) // the page looks each second; connections even out
-	f.settle(t)
-	text, err := chromedp.Run(ctx, chromedp.Text("body"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	image, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, gateway := range containers(t, "gateway") {
-		if address := addressIn(t, gateway, "inside"); !strings.Contains(text, address) {
-			t.Errorf("the page does not show the gateway at %s:\n%s", address, text)
-		}
-	}
-	if !strings.HasPrefix(string(image), "\x89PNG") {
-		t.Fatalf("no picture, but %d bytes", len(image))
-	}
-	if file := os.Getenv("GOSHIELD_STACK_PICTURE"); file != "" {
-		if err := os.WriteFile(filepath.Join("..", file), image, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	f.stop()
-	up(t, "--no-recreate", "--scale", "gateway=2")
 }
 
 // nothingSecret looks for every secret, and the tokens that devices hold, in all that is said: containers'
