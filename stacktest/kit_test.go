@@ -27,7 +27,7 @@ const (
 	// patience bounds what has no promised time: the machine may be slow.
 	patience = 5 * time.Minute
 
-	// mark is the label of containers that the tests run beside those of Compose, so that scripts/stack-suite
+	// mark is the label of containers that the tests run beside those of Compose, so that scripts/stack-test
 	// finds them when a run was killed.
 	mark = "org.goshield.test=" + project
 )

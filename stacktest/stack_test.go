@@ -98,7 +98,7 @@ func TestStack(t *testing.T) {
 func needEngine(t *testing.T) {
 	t.Helper()
 	if os.Getenv("GOSHIELD_STACK") == "" {
-		t.Skip("needs a Docker engine: scripts/stack-suite runs it")
+		t.Skip("needs a Docker engine: scripts/stack-test runs it")
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
