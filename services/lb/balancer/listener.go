@@ -45,7 +45,7 @@ func (l *listener) closeCopy() {
 	})
 }
 
-// vanishedAfter is how long a client may leave unacknowledged what is sent to it. After a failover of a virtual IP, the balancer
+// vanishedAfter is how long a client may leave unacknowledged, or not take, what is sent to it. After a failover of a virtual IP, the balancer
 // that had it holds connections whose devices are elsewhere by now: their gateways have closed them, and nobody
 // answers. They must not count as load until the idle timeout, nor fill max_connections when the address comes
 // back. It is what gateways by default wait for heartbeats, so that a device whose network is away for a while is theirs to judge.
