@@ -157,9 +157,12 @@ func TestGreedyTenant(t *testing.T) {
 // fleetElsewhere describes devices in a process of their own: so many that one process has not the descriptors for both
 // ends.
 type fleetElsewhere struct {
+	Devices int
+	Rate    float64
+	Gateway string // its address: the devices go past the load balancer; "": they do not
+
+	// Filled in by elsewhere.
 	Addr, CA string
-	Devices  int
-	Rate     float64
 	FirstMAC uint64
 }
 
@@ -191,13 +194,17 @@ func runAsFleet() bool {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(spec.CA))
+	var dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	if spec.Gateway != "" {
+		dial = pastBalancer(spec.Gateway)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { // ends with the process at the latest
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		cancel()
 	}()
 	r, err := bench.Run(ctx, bench.Config{
-		Addr: spec.Addr, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, Devices: spec.Devices, Rate: spec.Rate,
+		Addr: spec.Addr, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, DialContext: dial, Devices: spec.Devices, Rate: spec.Rate,
 		Duration: time.Hour, FirstMAC: spec.FirstMAC, BackoffBase: 100 * time.Millisecond, BackoffCap: 5 * time.Second,
 		Progress: func(p bench.Progress) { _ = say.Encode(fleetReport{Online: p.Online, Answered: p.Answered}) },
 	})
@@ -218,13 +225,14 @@ type fleetProcess struct {
 	say chan fleetReport // closed at its end
 }
 
-func (f *fleet) elsewhere(t *testing.T, devices int, rate float64) *fleetProcess {
+func (f *fleet) elsewhere(t *testing.T, what fleetElsewhere) *fleetProcess {
 	t.Helper()
 	ca, err := os.ReadFile(f.CAFile())
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec, err := json.Marshal(fleetElsewhere{Addr: f.Addr(), CA: string(ca), Devices: devices, Rate: rate, FirstMAC: firstMAC()})
+	what.Addr, what.CA, what.FirstMAC = f.Addr(), string(ca), firstMAC()
+	spec, err := json.Marshal(what)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +325,7 @@ func TestEverybodyReconnects(t *testing.T) {
 	doc.Heartbeat.Interval = dynamic.Duration(20 * time.Second)
 	doc.GatewayLimit.MaxHandshakes = 4 // so that they have to queue
 	f := start(t, doc, nil)
-	p := f.elsewhere(t, devices, rate)
+	p := f.elsewhere(t, fleetElsewhere{Devices: devices, Rate: rate})
 	p.wait(5*time.Minute, "all are online and ask", func(r fleetReport) bool { return r.Online == devices && r.Answered > 0 })
 	f.lb.kill()
 	lost := time.Now()
