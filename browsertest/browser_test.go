@@ -55,7 +55,6 @@ func openBrowser(t *testing.T) *page {
 	}
 	alloc, endAlloc := chromedp.NewExecAllocator(context.Background(), append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(path),
-		chromedp.UserDataDir(t.TempDir()),
 		chromedp.NoSandbox, // root has no other way, and it visits this page only
 		chromedp.Flag("disable-dev-shm-usage", true),
 		chromedp.Flag("ignore-certificate-errors", true), // the certificate is by a CA of this run
