@@ -138,13 +138,8 @@ func tokenRules() []rule {
 		{
 			name: "rotation/grace", demand: "the token before goes on for its grace; HELLO with it is given a fresh one",
 			play: steps(enrolled, func(d *device) error {
-				old := d.token
-				next, err := d.nextToken()
+				old, next, err := d.moveOn()
 				if err != nil {
-					return err
-				}
-				d.token = next
-				if err := goesOn(d); err != nil {
 					return err
 				}
 				o := d.another(false)
@@ -200,15 +195,20 @@ func (d *device) nextToken() (wire.Token, error) {
 	return wire.Token{}, cannotTry("no heartbeat brought a new token")
 }
 
-// replay uses the new token, and presents the one before until its grace is over.
-func replay(d *device) error {
-	old := d.token
-	next, err := d.nextToken()
-	if err != nil {
-		return err
+// moveOn gets the device a new token and goes on with it.
+func (d *device) moveOn() (old, next wire.Token, err error) {
+	old = d.token
+	if next, err = d.nextToken(); err != nil {
+		return old, next, err
 	}
 	d.token = next
-	if err := goesOn(d); err != nil {
+	return old, next, goesOn(d)
+}
+
+// replay uses the new token, and presents the one before until its grace is over.
+func replay(d *device) error {
+	old, next, err := d.moveOn()
+	if err != nil {
 		return err
 	}
 	for start := time.Now(); ; {
