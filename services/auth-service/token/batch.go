@@ -10,11 +10,15 @@ import (
 )
 
 const (
-	// maxSending is how many pipelines of one lane are under way at once. A second one is made up while Redis
-	// executes the first; more would only be smaller.
-	maxSending = 2
-	// maxBatch is how many commands one pipeline has at most.
-	maxBatch = 128
+	// maxSending is how many pipelines of one lane are under way at once. Others are made up while Redis executes
+	// the first.
+	maxSending = 3
+	// maxBatch is how many commands one pipeline has at most. With all that wait in two large ones, the callers stood
+	// still together and went on together: Redis, this process and its clients took turns, each idle
+	// while another worked. With a few small ones all three are at work: half as many operations a second again.
+	maxBatch = 32
+	// maxConfirmed is the same where a pipeline waits for a replica, which takes as long for many as for one.
+	maxConfirmed = 128
 )
 
 // batches sends the commands that many callers have for one server at about the same time in one pipeline, with one WAIT
@@ -30,6 +34,14 @@ type batches struct {
 type lane struct {
 	to   *redis.Client
 	wait time.Duration // of the WAIT; 0: none
+}
+
+// most is how many commands a pipeline of the lane has at most.
+func (l lane) most() int {
+	if l.wait > 0 {
+		return maxConfirmed
+	}
+	return maxBatch
 }
 
 // queue is one lane's. It is guarded by the lock of batches.
@@ -96,7 +108,7 @@ func (b *batches) take(l lane, o *order) batch {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	q := b.lanes[l]
-	n := min(len(q.waiting), maxBatch-1)
+	n := min(len(q.waiting), l.most()-1)
 	taken := append(batch{o}, q.waiting[:n]...)
 	q.waiting = slices.Delete(q.waiting, 0, n)
 	return taken

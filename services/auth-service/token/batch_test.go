@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
@@ -162,6 +163,22 @@ func TestBatchHandedToOneWhoLeaves(t *testing.T) {
 	}
 	if len(b.lanes) != 0 {
 		t.Errorf("%d lanes are left, want none", len(b.lanes))
+	}
+}
+
+// TestBatchSizes: a pipeline that waits for a replica takes more commands than one that does not.
+func TestBatchSizes(t *testing.T) {
+	for _, c := range []struct {
+		wait time.Duration
+		want int
+	}{{0, maxBatch}, {defaultWait, maxConfirmed}} {
+		b, l := newBatches(), lane{wait: c.wait}
+		for range maxSending + 2*maxConfirmed {
+			b.join(l, &order{turn: make(chan bool, 1)})
+		}
+		if got := len(b.take(l, &order{})); got != c.want {
+			t.Errorf("WAIT %v: a pipeline of %d commands, want %d", c.wait, got, c.want)
+		}
 	}
 }
 

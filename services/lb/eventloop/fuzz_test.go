@@ -226,7 +226,7 @@ func (w *world) operate(c *conversation, kind, size int) {
 	}
 }
 
-func (w *world) turn() { w.loop.serve(epollPoll(w.loop.epoll, w.loop.events)) }
+func (w *world) turn() { w.loop.serve(epollPoll(w.loop.epoll, w.loop.events, 0)) }
 
 func (w *world) connect(i int) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
@@ -397,7 +397,7 @@ func (w *world) reset(c *conversation, side int) {
 // settle turns the loop until it has nothing to do.
 func (w *world) settle() {
 	for quiet := 0; quiet < 3; quiet++ {
-		if n := epollPoll(w.loop.epoll, w.loop.events); n > 0 || len(w.loop.ready) > 0 {
+		if n := epollPoll(w.loop.epoll, w.loop.events, 0); n > 0 || len(w.loop.ready) > 0 {
 			w.loop.serve(n)
 			quiet = 0
 		}

@@ -15,8 +15,8 @@ import (
 // descriptor is non-blocking, so they return within microseconds and the
 // bookkeeping around a call that may block (entersyscall, the watch of sysmon,
 // the hand-over of the P) would only cost. A stop-the-world waits for the one in
-// progress. The call that does block, the wait of an idle loop, is epollWait
-// with a timeout other than 0, which does tell it.
+// progress. epollPoll may take milliseconds; the call that blocks for longer, the wait of an
+// idle loop, is epollWait, which does tell it.
 
 // recv reads from a socket. (0, 0) is the end of the stream.
 func recv(fd int32, b []byte) (int, unix.Errno) {
@@ -115,9 +115,9 @@ func unwatch(epoll, fd int32) {
 	_, _, _ = unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epoll), unix.EPOLL_CTL_DEL, uintptr(fd), 0, 0, 0)
 }
 
-// epollPoll asks for events without waiting.
-func epollPoll(epoll int32, events []unix.EpollEvent) int {
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0)
+// epollPoll asks for events, and waits for them for some milliseconds at most: the Go scheduler is not told.
+func epollPoll(epoll int32, events []unix.EpollEvent, milliseconds int) int {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(milliseconds), 0, 0)
 	if errno != 0 {
 		return 0 // EINTR: the caller comes again
 	}
