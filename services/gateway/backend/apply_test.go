@@ -19,6 +19,7 @@ import (
 	"github.com/goshield/goshield/internal/config"
 	"github.com/goshield/goshield/internal/dynamic"
 	sdk "github.com/goshield/goshield/sdk/backend"
+	"github.com/goshield/goshield/sdk/link"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
@@ -335,6 +336,32 @@ func prefersTheFast(t *testing.T, slowness time.Duration) bool {
 		t.Errorf("got %v, want nearly all fast", count)
 	}
 	return true
+}
+
+// TestRefusalsAreNotFast: an endpoint that refuses most of its requests at once, too few in a row to be ejected, is not taken
+// for the one that answers soonest.
+func TestRefusalsAreNotFast(t *testing.T) {
+	var asked atomic.Int64
+	bad := hostile(t, link.Hello{}, onRequest(func(nc net.Conn, stream uint64, _ link.Request) bool {
+		var err error
+		if asked.Add(1)%3 == 0 {
+			_, err = nc.Write(link.AppendResponse(nil, stream, []byte("1")))
+		} else {
+			_, err = nc.Write(link.AppendError(nil, stream, wire.CodeBackendUnavailable, "not now"))
+		}
+		return err == nil
+	}))
+	r := newTestRouter(t, nil)
+	cfg := serviceAt(bad, serve(t, &sdk.Server{Handler: echo}))
+	cfg.Algorithm = "least_response_time"
+	r.apply(map[string]dynamic.Service{"svc": cfg})
+	const requests = 60
+	for range requests {
+		r.ask("svc", "1")
+	}
+	if got := asked.Load(); got > requests/6 {
+		t.Errorf("%d of %d requests went to the endpoint that refuses, want few", got, requests)
+	}
 }
 
 // least_inflight leaves an endpoint alone that has not answered yet.

@@ -89,6 +89,15 @@ func (e *endpoint) observe(q *request) {
 	}
 }
 
+// failed notes that the endpoint did not do what it was asked. To the balancer that is as long as the
+// request's timeout, however soon it came: one that refuses at once must not pass for the fastest.
+func (e *endpoint) failed(q *request, why error) {
+	e.ejector.Failed(why)
+	if e.service.observes.Load() {
+		e.target.Observe(time.Duration(max(e.service.router.clock(), q.deadline) - q.sent))
+	}
+}
+
 // end parts from the pool, whose links go if nobody else wants them and what they have in
 // flight is answered. service.mu is held.
 func (e *endpoint) end() {

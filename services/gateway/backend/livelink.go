@@ -199,8 +199,7 @@ func (q *request) refused(e *wire.Error) {
 	message := strings.ToValidUTF8(e.Message[:min(len(e.Message), maxMessage)], "")
 	switch e.Code {
 	case wire.CodeBackendUnavailable, wire.CodeBackendTimeout:
-		q.endpoint.ejector.Failed(e)
-		q.endpoint.observe(q)
+		q.endpoint.failed(q, e)
 		failure := wire.Errorf(e.Code, "%s", message)
 		if e.Code == wire.CodeBackendTimeout {
 			q.done(Reply{Err: failure})
@@ -235,8 +234,7 @@ func (l *liveLink) sweep(now int64, buf []link.Taken[request]) []link.Taken[requ
 		q := &buf[i].Value
 		e := q.endpoint
 		e.target.Release()
-		e.ejector.Failed(errTimedOut)
-		e.observe(q)
+		e.failed(q, errTimedOut)
 		_ = l.conn.Cancel(buf[i].ID) // the backend has the deadline too
 		q.done(Reply{Err: e.service.selection.Load().failures.timeout})
 		buf[i].Value = request{} // keep nothing alive
