@@ -121,6 +121,9 @@ type Stats struct {
 	ToClient     uint64 // bytes
 	Spliced      uint64 // bytes, of both, that never left the kernel; an event loop's
 	AcceptErrors uint64
+
+	// Bytes that are held now for sides that are slow to read, and how many may be at the most. An event loop's.
+	Held, MayHold int64
 }
 
 // Engine relays with two goroutines per connection. It runs wherever Go does.
