@@ -8,9 +8,9 @@ import (
 )
 
 // engines are all there are on this system.
-func engines() map[string]engine {
+func engines(s relay.Settings) map[string]engine {
 	return map[string]engine{
-		"event loop": eventloop.New(eventloop.Options{Log: zap.NewNop(), Settings: soakSettings, Loops: 2}),
-		"goroutines": relay.New(relay.Options{Log: zap.NewNop(), Settings: soakSettings}),
+		"event loop": eventloop.New(eventloop.Options{Log: zap.NewNop(), Settings: s, Loops: 2}),
+		"goroutines": relay.New(relay.Options{Log: zap.NewNop(), Settings: s}),
 	}
 }
