@@ -138,13 +138,13 @@ func sayAll(t *testing.T, c *net.TCPConn, text string) {
 // An upstream that resets before a byte was relayed has not taken the connection: another one gets it, and all of the
 // client's data.
 func TestContractRetryAfterAResetAtOnce(t *testing.T) {
-	reset := make(chan struct{}, 2) // room for each engine's
+	reset := make(chan struct{}, 8) // room for each engine's
 	resets := behind(t, "127.0.0.1:0", func(c *net.TCPConn) {
 		_ = c.SetLinger(0)
 		_ = c.Close()
 		reset <- struct{}{}
 	})
-	chosen := make(chan struct{}, 2)
+	chosen := make(chan struct{}, 8)
 	up := behind(t, "127.0.0.1:0", func(c *net.TCPConn) {
 		chosen <- struct{}{}
 		answerAll(c)
@@ -159,7 +159,7 @@ func TestContractRetryAfterAResetAtOnce(t *testing.T) {
 
 func TestContractEndsGoThroughBothWays(t *testing.T) {
 	const last, more = "last words", "and yet it moves"
-	heard := make(chan string, 2)
+	heard := make(chan string, 8)
 	for _, tt := range []struct {
 		name  string
 		serve func(*net.TCPConn)
@@ -239,7 +239,7 @@ func TestContractResetsGoThroughBothWays(t *testing.T) {
 			}
 		}
 		t.Run("by the client, "+name, func(t *testing.T) {
-			seen := make(chan error, 2)
+			seen := make(chan error, 8)
 			up := behind(t, "127.0.0.1:0", func(c *net.TCPConn) { seen <- see(c) })
 			forEach(t, contractSettings, "127.0.0.1:0", []string{up}, func(t *testing.T, dial func() *net.TCPConn) {
 				c := dial()
