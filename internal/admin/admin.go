@@ -20,10 +20,12 @@ import (
 // Server serves the admin pages of one process. Make it with New; the maker
 // calls Start once and Shutdown once.
 type Server struct {
-	mux  *http.ServeMux
-	http *http.Server
-	ln   *net.TCPListener
-	done chan struct{}
+	mux      *http.ServeMux
+	http     *http.Server
+	ln       *net.TCPListener
+	done     chan struct{} // closed when nobody accepts any more
+	arrivals arrivals
+	silence  time.Duration
 }
 
 // Readiness is whether a part takes traffic, and what to say of it; see
@@ -36,7 +38,8 @@ type Readiness interface {
 // the given parts: ready when each of them is.
 func New(addr string, g prometheus.Gatherer, log *zap.Logger, parts ...Readiness) *Server {
 	mux := http.NewServeMux()
-	s := &Server{mux: mux, done: make(chan struct{}), http: NewHTTPServer(mux, log)}
+	s := &Server{mux: mux, done: make(chan struct{}), http: NewHTTPServer(mux, log), silence: silence}
+	s.arrivals.watch(s.http)
 	s.http.Addr = addr
 	s.http.WriteTimeout = 90 * time.Second // a CPU profile takes 30 s
 	mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{ErrorLog: zap.NewStdLog(log), MaxRequestsInFlight: 4}))
@@ -103,7 +106,7 @@ func (s *Server) StartOn(ln *net.TCPListener) {
 
 func (s *Server) serve() {
 	defer close(s.done)
-	_ = s.http.Serve(s.ln) // always http.ErrServerClosed after Shutdown
+	_ = s.http.Serve(s.ln) // an error that says that ln is closed
 }
 
 // Addr is where it listens, after Start.
@@ -112,15 +115,17 @@ func (s *Server) Addr() string { return s.ln.Addr().String() }
 // Listener is its socket, after Start. It stays the server's.
 func (s *Server) Listener() *net.TCPListener { return s.ln }
 
-// Shutdown ends it; requests under way have until ctx ends.
+// Shutdown ends it; requests under way have until ctx ends, and who has just connected may ask yet.
 func (s *Server) Shutdown(ctx context.Context) error {
 	if s.ln == nil {
 		return nil
 	}
+	_ = s.ln.Close()
+	<-s.done
+	s.arrivals.wait(ctx, s.silence)
 	err := s.http.Shutdown(ctx)
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		err = s.http.Close()
 	}
-	<-s.done
 	return err
 }

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -112,5 +113,60 @@ func TestSeveralHealthsAreReadyTogether(t *testing.T) {
 func TestShutdownWithoutStart(t *testing.T) {
 	if err := New("127.0.0.1:0", prometheus.NewRegistry(), zap.NewNop()).Shutdown(context.Background()); err != nil {
 		t.Error(err)
+	}
+}
+
+// Who had connected when the server was told to end is answered: in a hot restart it would have been the next process,
+// had it come a moment later.
+func TestShutdownAnswersWhoHadConnected(t *testing.T) {
+	defer leaktest.None(t)
+	s := New("127.0.0.1:0", prometheus.NewRegistry(), zap.NewNop(), NewHealth(prometheus.NewRegistry()))
+	s.silence = time.Minute
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
+	for deadline := time.Now().Add(time.Minute); s.arrivals.count() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("not accepted within a minute")
+		}
+	}
+	ended := make(chan error)
+	go func() { ended <- s.Shutdown(t.Context()) }()
+	<-s.done
+	if _, err := io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(c)
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200") {
+		t.Errorf("answered %q, %v, want 200", answer, err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+}
+
+// Who has connected and says nothing does not hold up the end.
+func TestShutdownOverASilentConnection(t *testing.T) {
+	defer leaktest.None(t)
+	s := New("127.0.0.1:0", prometheus.NewRegistry(), zap.NewNop(), NewHealth(prometheus.NewRegistry()))
+	s.silence = 10 * time.Millisecond
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		t.Errorf("Shutdown: %v", err)
 	}
 }

@@ -154,16 +154,24 @@ func TestHotRestart(t *testing.T) {
 		swaps = 100
 	}
 	front, adminAddr := porttest.Held(t), porttest.Held(t)
+	secretFile, drained := filepath.Join(t.TempDir(), "secret"), porttest.Held(t) // where nobody listens: whom it got would see
+	if err := os.WriteFile(secretFile, []byte(adminSecret), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	p := startLB(t, fmt.Sprintf(`
 listeners: [{name: device, address: %q}]
 admin: %q
+admin_secret_file: %q
 proxy_protocol: false
-upstreams: {static: [%q]}
+upstreams: {static: [%q, %q]}
 connect_timeout: 60s
 health: {timeout: 60s}
 drain: {window: 1s, timeout: 120s}
-`, front, adminAddr, echoServer(t)))
+`, front, adminAddr, secretFile, echoServer(t), drained))
 	pid := int(p.await(t, "started")["pid"].(float64))
+	if got, err := operator(adminAddr, "PUT", drained); err != nil || got != "drain" {
+		t.Fatalf("drain an upstream: it is %q, %v", got, err)
+	}
 
 	var stop atomic.Bool
 	var made atomic.Int64
@@ -198,6 +206,9 @@ drain: {window: 1s, timeout: 120s}
 		_ = held.Close()
 		if err := ready(adminAddr); err != nil {
 			t.Errorf("swap %d: %v", i, err)
+		}
+		if got, err := operator(adminAddr, "GET", drained); err != nil || got != "drain" {
+			t.Errorf("swap %d: the upstream that drained is %q, %v", i, got, err)
 		}
 	}
 	stop.Store(true)
@@ -252,6 +263,49 @@ drain: {window: 0s, timeout: 60s}
 	if err := p.first.Wait(); err != nil {
 		t.Errorf("the process ended with %v", err)
 	}
+}
+
+// adminSecret is long enough to be one.
+const adminSecret = "of-the-administrators-0123456789abcdef"
+
+// operator tells what an operator wants of an upstream, after PUT has asked to drain it.
+func operator(adminAddr, method, upstream string) (state string, err error) {
+	client := http.Client{Timeout: patience}
+	defer client.CloseIdleConnections()
+	url := "http://" + adminAddr + "/api/upstreams"
+	if method == "PUT" {
+		url += "/" + upstream
+	}
+	req, err := http.NewRequest(method, url, strings.NewReader(`{"state":"drain"}`))
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer "+adminSecret)
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s: %s %w", resp.Status, text, err)
+	}
+	if method == "PUT" {
+		return operator(adminAddr, "GET", upstream)
+	}
+	var list struct {
+		Upstreams []struct{ Address, State string }
+	}
+	if err := json.Unmarshal(text, &list); err != nil {
+		return "", fmt.Errorf("%s: %w", text, err)
+	}
+	for _, u := range list.Upstreams {
+		if u.Address == upstream {
+			return u.State, nil
+		}
+	}
+	return "", fmt.Errorf("no %s in %s", upstream, text)
 }
 
 // ready asks a process whether it takes traffic.

@@ -11,10 +11,8 @@ import (
 	"os"
 	"os/exec"
 	runtimemetrics "runtime/metrics"
-	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,15 +20,12 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/goshield/goshield/internal/limittest"
 	"github.com/goshield/goshield/internal/service"
 )
 
-// The test binary with the first of these is a gateway with that configuration; the second is how many descriptors it may
-// have.
-const (
-	childConfig      = "GOSHIELD_TEST_GATEWAY_CHILD"
-	childDescriptors = "GOSHIELD_TEST_GATEWAY_DESCRIPTORS"
-)
+// childConfig makes the test binary a gateway with that configuration.
+const childConfig = "GOSHIELD_TEST_GATEWAY_CHILD"
 
 // childReport is what a child tells of itself.
 type childReport struct {
@@ -46,15 +41,7 @@ func runAsChild() bool {
 	if text == "" {
 		return false
 	}
-	if text := os.Getenv(childDescriptors); text != "" {
-		n, err := strconv.ParseUint(text, 10, 32)
-		if err != nil {
-			panic(err)
-		}
-		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: n, Max: n}); err != nil {
-			panic(err)
-		}
-	}
+	limittest.Obey()
 	cfg := DefaultConfig()
 	if err := json.Unmarshal([]byte(text), &cfg); err != nil {
 		panic(err)
@@ -86,12 +73,8 @@ func runAsChild() bool {
 	}()
 	fmt.Println(s.Addr())
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-		var usage syscall.Rusage
-		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
-			panic(err)
-		}
 		if err := json.NewEncoder(os.Stdout).Encode(childReport{
-			FailedAccepts: failed.Load(), CPU: time.Duration(usage.Utime.Nano() + usage.Stime.Nano()), PeakMemory: peak.Load(),
+			FailedAccepts: failed.Load(), CPU: limittest.CPU(), PeakMemory: peak.Load(),
 		}); err != nil {
 			panic(err)
 		}

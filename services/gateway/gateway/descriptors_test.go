@@ -2,9 +2,10 @@ package gateway
 
 import (
 	"net"
-	"strconv"
 	"testing"
 	"time"
+
+	"github.com/goshield/goshield/internal/limittest"
 )
 
 // RELIABILITY row 15: without descriptors a gateway serves who is there and accepts again when there are some, and does
@@ -12,7 +13,7 @@ import (
 func TestOutOfDescriptors(t *testing.T) {
 	w := newWorld(t, testDoc())
 	const descriptors = 96
-	c := w.child(t, childDescriptors+"="+strconv.Itoa(descriptors))
+	c := w.child(t, limittest.Descriptors(descriptors))
 	live := w.enrolledAt(c.addr, clientID(1))
 	live.served()
 	var crowd []net.Conn

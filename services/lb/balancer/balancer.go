@@ -102,7 +102,7 @@ func newServer(cfg Config, deps service.Deps, lookup lookupFunc) (*Server, error
 	s.engine = newEngine(deps.Log, cfg.relaySettings())
 	s.metrics = newMetrics(deps.Metrics, s.engine.Stats)
 	s.metrics.vip.set(cfg.VIP)
-	s.gate = newGate(cfg.MaxConnections, cfg.PerIP, s.metrics.perIP)
+	s.gate = newGate(cfg.MaxConnections, cfg.PerIP, s.metrics.perIP, s.engine.Stats)
 	s.health = admin.NewHealth(deps.Metrics, dependencies(cfg)...)
 	return s, nil
 }

@@ -10,25 +10,21 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"github.com/goshield/goshield/internal/limittest"
 	"github.com/goshield/goshield/internal/service"
+	"github.com/goshield/goshield/services/lb/relay"
 )
 
-// The test binary with the first of these is a balancer in front of the upstream that it names; the second
-// is how many descriptors it may have.
-const (
-	childUpstream    = "GOSHIELD_TEST_LB_UPSTREAM"
-	childDescriptors = "GOSHIELD_TEST_LB_DESCRIPTORS"
-)
+// childUpstream makes the test binary a balancer in front of the upstream that it names.
+const childUpstream = "GOSHIELD_TEST_LB_UPSTREAM"
 
 func discard() service.Deps {
 	return service.Deps{Log: zap.NewNop(), Metrics: prometheus.NewRegistry()}
@@ -36,9 +32,10 @@ func discard() service.Deps {
 
 // childReport is what a child tells of itself.
 type childReport struct {
-	AcceptErrors uint64
+	relay.Stats
 	CPU          time.Duration
 	PeakMemory   uint64 // of what memoryUse counts
+	PeakResident uint64
 }
 
 // runAsChild, in a child, runs a balancer until its standard input ends. It tells its address, and a
@@ -48,15 +45,7 @@ func runAsChild() bool {
 	if upstream == "" {
 		return false
 	}
-	if text := os.Getenv(childDescriptors); text != "" {
-		n, err := strconv.ParseUint(text, 10, 32)
-		if err != nil {
-			panic(err)
-		}
-		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: n, Max: n}); err != nil {
-			panic(err)
-		}
-	}
+	limittest.Obey()
 	cfg := testConfig(upstream)
 	cfg.ProxyProtocol = false
 	cfg.Health.Interval = time.Hour // one probe, at the start
@@ -78,12 +67,11 @@ func runAsChild() bool {
 	}()
 	fmt.Println(s.Addr("device"))
 	for asked := bufio.NewScanner(os.Stdin); asked.Scan(); {
-		var usage syscall.Rusage
-		_ = syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
 		_ = json.NewEncoder(os.Stdout).Encode(childReport{
-			AcceptErrors: s.engine.Stats().AcceptErrors,
-			CPU:          time.Duration(usage.Utime.Nano() + usage.Stime.Nano()),
+			Stats:        s.engine.Stats(),
+			CPU:          limittest.CPU(),
 			PeakMemory:   peak.Load(),
+			PeakResident: limittest.PeakResident(),
 		})
 	}
 	return true

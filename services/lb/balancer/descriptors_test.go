@@ -5,6 +5,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"github.com/goshield/goshield/internal/limittest"
 )
 
 // A balancer that runs out of file descriptors serves the connections it has, does not spin, and takes new
@@ -21,7 +23,7 @@ func TestOutOfDescriptors(t *testing.T) {
 	}()
 	t.Cleanup(func() { _ = ln.Close(); <-echoed })
 	started := time.Now()
-	lb := startChild(t, ln.Addr().String(), childDescriptors+"=256")
+	lb := startChild(t, ln.Addr().String(), limittest.Descriptors(256))
 
 	// 256 descriptors are enough for about 120 connections; the kernel takes more.
 	var conns []net.Conn

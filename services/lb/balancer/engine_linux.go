@@ -11,5 +11,5 @@ import (
 type engine = eventloop.Engine
 
 func newEngine(log *zap.Logger, s relay.Settings) *engine {
-	return eventloop.New(eventloop.Options{Log: log, Settings: s})
+	return eventloop.New(eventloop.Options{Log: log, Settings: s, Backlogs: backlogMemory()})
 }

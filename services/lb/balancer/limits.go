@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/goshield/goshield/internal/bucket"
+	"github.com/goshield/goshield/services/lb/relay"
 )
 
 // refusal is why a connection was not taken, a metric's label; "" is no refusal.
@@ -75,8 +76,8 @@ func sourceOf(a netip.Addr) source {
 	return source{bits: binary.BigEndian.Uint64(b[:8])}
 }
 
-func newGate(maxConnections int, p PerIP, observer func(allowed bool)) *gate {
-	g := &gate{seed: maphash.MakeSeed(), start: time.Now(), observer: observer, memory: newMemory()}
+func newGate(maxConnections int, p PerIP, observer func(allowed bool), stats func() relay.Stats) *gate {
+	g := &gate{seed: maphash.MakeSeed(), start: time.Now(), observer: observer, memory: newMemory(stats)}
 	for i := range g.shards {
 		g.shards[i].open = map[source]int32{}
 		g.shards[i].recent = map[source]bucket.Bucket{}

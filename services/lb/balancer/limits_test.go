@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/goshield/goshield/services/lb/relay"
 )
 
 func TestGate(t *testing.T) {
@@ -27,7 +29,7 @@ func TestGate(t *testing.T) {
 			{"a second's worth of burst", 100, PerIP{ConnectionsPerSecond: 3}, "1111s1111", []refusal{"", "", "", overPerIPRate, "", "", "", overPerIPRate}},
 			{"one refused by its address does not count", 2, PerIP{MaxConnections: 1}, "11112", []refusal{"", overPerIP, overPerIP, overPerIP, ""}},
 		} {
-			g := newGate(tt.max, tt.perIP, nil)
+			g := newGate(tt.max, tt.perIP, nil, noStats)
 			var got []refusal
 			for _, step := range tt.steps {
 				switch step {
@@ -71,7 +73,7 @@ func TestSourceOf(t *testing.T) {
 // when they came.
 func TestGateSet(t *testing.T) {
 	one := netip.MustParseAddr("192.0.2.1")
-	g := newGate(100, PerIP{}, nil)
+	g := newGate(100, PerIP{}, nil, noStats)
 	before, _ := g.enter(one)
 	g.set(100, PerIP{MaxConnections: 1})
 	counted, why := g.enter(one)
@@ -98,7 +100,7 @@ func TestGateSet(t *testing.T) {
 // However many addresses come, what is kept for them is bounded; and they do
 // not help one that is over its limit.
 func TestGateMemory(t *testing.T) {
-	g := newGate(1<<30, PerIP{ConnectionsPerSecond: 1, Burst: 1, MaxConnections: 1}, nil)
+	g := newGate(1<<30, PerIP{ConnectionsPerSecond: 1, Burst: 1, MaxConnections: 1}, nil, noStats)
 	greedy := netip.MustParseAddr("203.0.113.1")
 	g.enter(greedy)
 	g.leave(greedy, true)
@@ -173,3 +175,6 @@ func TestLimitsRefuse(t *testing.T) {
 		r.Kill()
 	}
 }
+
+// noStats are an engine's that does nothing.
+func noStats() relay.Stats { return relay.Stats{} }

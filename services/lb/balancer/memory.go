@@ -1,23 +1,33 @@
 package balancer
 
 import (
+	"math"
 	"runtime"
+	"runtime/debug"
 	runtimemetrics "runtime/metrics"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/goshield/goshield/services/lb/relay"
 )
 
 const (
 	memoryLook    = 10 * time.Millisecond // how often the memory is looked at, while connections come
 	memoryPart    = 0.9                   // of GOMEMLIMIT, above which there is little left
 	memoryCollect = time.Second           // between two garbage collections that are asked for
+	backlogPart   = 0.75                  // of GOMEMLIMIT, that bytes which wait for slow readers may take
+	heldPart      = 0.875                 // of that, above which there is little left
 )
 
-// memory tells when the process has little left of what GOMEMLIMIT grants it. What takes it is, in the main,
-// bytes that clients are slow to read: to serve those that are there, others are refused.
+// memory tells when the process has little left of what GOMEMLIMIT grants it, or the engine of what it may hold. What takes
+// memory is, in the main, bytes that clients are slow to read: to serve those that are there, others are refused. The engine may
+// not hold all there is: connections that are there, all stalling at once, could have the process killed.
 type memory struct {
-	start  time.Time    // static after construction
+	// Static after construction.
+	start time.Time
+	stats func() relay.Stats
+
 	looked atomic.Int64 // nanoseconds since start; 0: never
 	little atomic.Bool  // at the last look
 
@@ -25,17 +35,19 @@ type memory struct {
 	collecting sync.WaitGroup
 }
 
-func newMemory() *memory { return &memory{start: time.Now()} }
+func newMemory(stats func() relay.Stats) *memory { return &memory{start: time.Now(), stats: stats} }
 
 // short reports whether there is little left. It costs nothing but the time of day, save for one call each memoryLook.
 func (m *memory) short() bool {
 	now := max(1, int64(time.Since(m.start)))
 	if last := m.looked.Load(); (last == 0 || now-last >= int64(memoryLook)) && m.looked.CompareAndSwap(last, now) {
 		used, limit := memoryUse()
-		m.little.Store(float64(used) > memoryPart*float64(limit))
-		if m.little.Load() {
+		little := float64(used) > memoryPart*float64(limit)
+		if little {
 			m.collect(now)
 		}
+		s := m.stats()
+		m.little.Store(little || float64(s.Held) > heldPart*float64(s.MayHold))
 	}
 	return m.little.Load()
 }
@@ -52,6 +64,14 @@ func (m *memory) collect(now int64) {
 
 // wait returns when no collection is under way. short is not called any more.
 func (m *memory) wait() { m.collecting.Wait() }
+
+// backlogMemory is how many bytes the engine may hold for slow readers; 0: as many as it thinks fit.
+func backlogMemory() int64 {
+	if limit := debug.SetMemoryLimit(-1); limit != math.MaxInt64 { // -1 only asks
+		return max(1, int64(backlogPart*float64(limit)))
+	}
+	return 0
+}
 
 // memoryUse is how many bytes the process has in use, without those that it could give back, and how many it
 // may have.

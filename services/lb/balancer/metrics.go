@@ -95,6 +95,9 @@ func newMetrics(reg prometheus.Registerer, stats func() relay.Stats) *metrics {
 			func(s relay.Stats) uint64 { return s.ToClient }),
 		counter("goshield_lb_accept_errors_total", "Failures to accept a connection; each is followed by a pause.", nil,
 			func(s relay.Stats) uint64 { return s.AcceptErrors }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "goshield_lb_backlog_bytes", Help: "Memory taken by what waits for clients and upstreams that are slow to read.",
+		}, func() float64 { return float64(stats().Held) }),
 	)
 	return m
 }

@@ -2,6 +2,8 @@
 
 package eventloop
 
+import "sync/atomic"
+
 // chunkSize is what a chunk's bytes come to when it fills a 16 KiB allocation,
 // with the allocator's header of eight bytes.
 const chunkSize = 16<<10 - 24
@@ -15,7 +17,8 @@ type chunk struct {
 
 // backlog is what was read from one side and could not yet be written to the
 // other: in chunks if it was copied, in a pipe if it was spliced. The side it came from
-// is not read while there is one, so it holds at most one read's worth.
+// is not read while there is one, so it holds at most one read's worth: nothing at all, if the
+// rest was left in the kernel (loop.carry).
 type backlog struct {
 	first, last *chunk
 	pipe        *pipe // not nil: it holds the bytes
@@ -26,7 +29,7 @@ type store struct {
 	chunks   *chunk // linked by next
 	spare    int    // of chunks
 	backlogs []*backlog
-	queued   int // bytes in chunks in use, by capacity
+	queued   atomic.Int64 // bytes in chunks in use, by capacity; written by the loop only
 }
 
 // What a store keeps for the next use; the rest is left to the garbage collector.
@@ -36,7 +39,7 @@ const (
 )
 
 func (s *store) takeChunk() *chunk {
-	s.queued += chunkSize
+	s.queued.Add(chunkSize)
 	c := s.chunks
 	if c == nil {
 		return new(chunk)
@@ -48,7 +51,7 @@ func (s *store) takeChunk() *chunk {
 }
 
 func (s *store) giveChunk(c *chunk) {
-	s.queued -= chunkSize
+	s.queued.Add(-chunkSize)
 	if s.spare < spareChunks {
 		c.next = s.chunks
 		s.chunks = c

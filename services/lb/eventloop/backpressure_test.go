@@ -46,21 +46,24 @@ func verify(t *testing.T, r io.Reader, seed uint64, n int) int {
 }
 
 // Readers that stall stop their senders, hold a bounded amount of memory, and have lost
-// nothing when they go on. With the limit at 0, every backlog is one chunk.
+// nothing when they go on. With the limit at 0, every backlog is one chunk; when there are as many as may be, no
+// more is held; and where none may be, none is.
 func TestStalledReaders(t *testing.T) {
 	for _, c := range []struct {
-		name      string
-		limit     int
-		perReader int
+		name        string
+		limit, hold int
+		most        int // bytes held for twelve readers
 	}{
-		{"below the limit", queueLimit, bufferSize + chunkSize},
-		{"above the limit", 0, 2 * chunkSize},
+		{"below the limit", queueLimit, holdLimit, 12 * (bufferSize + chunkSize)},
+		{"above the limit", 0, holdLimit, 12 * 2 * chunkSize},
+		{"full", queueLimit, 2 * chunkSize, 2 * (2*chunkSize + bufferSize + chunkSize)},
+		{"nothing may be held", queueLimit, 0, 0},
 	} {
-		t.Run(c.name, func(t *testing.T) { testStalledReaders(t, c.limit, c.perReader) })
+		t.Run(c.name, func(t *testing.T) { testStalledReaders(t, c.limit, c.hold, c.most) })
 	}
 }
 
-func testStalledReaders(t *testing.T, limit, perReader int) {
+func testStalledReaders(t *testing.T, limit, hold, most int) {
 	const readers, size = 12, 8 << 20
 	leakCheck(t)
 	up := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
@@ -71,7 +74,7 @@ func testStalledReaders(t *testing.T, limit, perReader int) {
 	})
 	r := startOn(t, Options{Loops: 2}, "127.0.0.1:0", up)
 	for _, l := range r.loops {
-		ask(l, func() int { l.queueLimit = limit; return 0 })
+		ask(l, func() int { l.queueLimit, l.holdLimit, l.pipes.limit = limit, hold, 0; return 0 }) // pipes would take their part
 	}
 	var conns []*net.TCPConn
 	for i := range readers {
@@ -89,8 +92,8 @@ func testStalledReaders(t *testing.T, limit, perReader int) {
 		held += queuedBytes(l)
 	}
 	t.Logf("%d KiB sent, %d KiB held", sent>>10, held>>10)
-	if held > readers*perReader {
-		t.Errorf("%d bytes held for %d stalled readers, want at most %d each", held, readers, perReader)
+	if held > most {
+		t.Errorf("%d bytes held for %d stalled readers, want at most %d", held, readers, most)
 	}
 	var wg sync.WaitGroup
 	for i, c := range conns {
@@ -145,7 +148,7 @@ func stalled(t *testing.T, r *rig) {
 
 // queuedBytes asks a loop what its backlogs hold.
 func queuedBytes(l *loop) int {
-	return ask(l, func() int { return l.store.queued })
+	return ask(l, func() int { return int(l.store.queued.Load()) })
 }
 
 // A bulk stream goes through a pipe, and comes back from it when it becomes a

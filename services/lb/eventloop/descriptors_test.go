@@ -16,34 +16,24 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
+
+	"github.com/goshield/goshield/internal/limittest"
 )
 
-// childLimit makes the test binary a relay that may have so many descriptors;
-// childUpstream says what to.
-const (
-	childLimit    = "GOSHIELD_TEST_RELAY_DESCRIPTORS"
-	childUpstream = "GOSHIELD_TEST_RELAY_UPSTREAM"
-)
+// childUpstream makes the test binary a relay to there.
+const childUpstream = "GOSHIELD_TEST_RELAY_UPSTREAM"
 
 func TestMain(m *testing.M) {
-	if limit := os.Getenv(childLimit); limit != "" {
-		os.Exit(relayChild(limit, os.Getenv(childUpstream)))
+	if upstream := os.Getenv(childUpstream); upstream != "" {
+		os.Exit(relayChild(upstream))
 	}
 	os.Exit(m.Run())
 }
 
 // relayChild relays until its standard input ends, and tells its address and then its
 // accept errors.
-func relayChild(limit, upstream string) int {
-	n, err := strconv.ParseUint(limit, 10, 32)
-	if err == nil {
-		err = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: n})
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
+func relayChild(upstream string) int {
+	limittest.Obey()
 	e := New(Options{Log: zap.NewNop(), Loops: 2, Settings: Settings{ConnectTimeout: 60 * time.Second}})
 	defer e.Close()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -72,7 +62,7 @@ func TestOutOfDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), childLimit+"="+strconv.Itoa(limit), childUpstream+"="+serve(t, "127.0.0.1:0", echo))
+	cmd.Env = append(os.Environ(), limittest.Descriptors(limit), childUpstream+"="+serve(t, "127.0.0.1:0", echo))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -44,4 +44,7 @@ type Options struct {
 	Log      *zap.Logger
 	Settings Settings
 	Loops    int // 0: one per GOMAXPROCS
+	// Backlogs is how many bytes the backlogs of all connections may take together; 0: 256 MiB a loop. When they do,
+	// connections go on, at some cost, without having any.
+	Backlogs int64
 }

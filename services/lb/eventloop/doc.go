@@ -32,6 +32,8 @@
 // of pooled chunks; as long as there is one, the side it came from is not read, which
 // makes the kernel close its window: that is all the backpressure there is, and a
 // backlog is never longer than one read. The kernel tells when there is room again (loop.flush).
+// When all backlogs together have what they may (Options.Backlogs), nothing is held any more: bytes are looked at,
+// written, and taken from their socket only then (loop.carry). So memory has a bound that no number of connections moves.
 //
 // A side that fills the buffer four times in a row sends a stream. It is spliced from then
 // on (loop.stream): socket to pipe to socket, the bytes never leaving the kernel, 512 KiB
@@ -62,5 +64,5 @@
 // # Files
 //
 // engine: the loops as one; loop: events, messages, waiting; accept, dial, relay, splice: a connection's life
-// in that order; slab, wheel, backlog: what holds it; syscalls, proxy: at the border.
+// in that order; carry: relay without memory; slab, wheel, backlog: what holds it; syscalls, proxy: at the border.
 package eventloop

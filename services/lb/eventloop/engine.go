@@ -23,6 +23,8 @@ type Engine struct {
 	log   *zap.Logger
 	epoch time.Time // zero of every loop's clock
 	size  int       // how many loops the first Serve makes
+	// holdLimit is how many bytes the backlogs of one loop may take.
+	holdLimit int
 
 	settings atomic.Pointer[Settings]
 	closing  atomic.Bool    // Close was called: what waits in a listener's queue is not accepted any more
@@ -40,7 +42,10 @@ func New(opts Options) *Engine {
 	if opts.Loops == 0 {
 		opts.Loops = runtime.GOMAXPROCS(0)
 	}
-	e := &Engine{log: opts.Log, epoch: time.Now(), size: opts.Loops, emptied: make(chan struct{}, 1)}
+	e := &Engine{log: opts.Log, epoch: time.Now(), size: opts.Loops, holdLimit: holdLimit, emptied: make(chan struct{}, 1)}
+	if opts.Backlogs > 0 {
+		e.holdLimit = int(opts.Backlogs / int64(opts.Loops))
+	}
 	e.settings.Store(&opts.Settings)
 	return e
 }
@@ -143,7 +148,7 @@ func (e *Engine) Connections() int {
 	return total
 }
 
-// Stats are the counts up to now.
+// Stats are the counts up to now, and what is held.
 func (e *Engine) Stats() Stats {
 	var s Stats
 	for _, l := range e.started() {
@@ -151,6 +156,8 @@ func (e *Engine) Stats() Stats {
 		s.ToClient += l.moved[upstream].Load()
 		s.Spliced += l.spliced.Load()
 		s.AcceptErrors += l.acceptErrors.Load()
+		s.Held += l.store.queued.Load()
+		s.MayHold += int64(l.holdLimit)
 	}
 	return s
 }

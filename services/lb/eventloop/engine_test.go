@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -303,6 +304,9 @@ func TestNeverServed(t *testing.T) {
 	}
 	if err := e.Wait(t.Context()); err != nil {
 		t.Errorf("Wait = %v, want nil", err)
+	}
+	if one := New(Options{Log: zap.NewNop()}); one.size != runtime.GOMAXPROCS(0) {
+		t.Errorf("%d loops unless told otherwise, want one for each of GOMAXPROCS, %d", one.size, runtime.GOMAXPROCS(0))
 	}
 	e.StopListening()
 	e.CloseUpstream(netip.MustParseAddrPort("127.0.0.1:9"))

@@ -18,6 +18,7 @@ const (
 	minSpace   = 8         // part of the buffer below which what it holds is written first
 	turn       = 512 << 10 // bytes moved from one side before others have theirs
 	queueLimit = 32 << 20  // bytes of a loop's backlogs above which it reads a chunk at a time
+	holdLimit  = 256 << 20 // likewise, from which on it holds nothing more, where Options say nothing
 )
 
 // Tokens that are no pair's: a pair's are its index and side.
@@ -34,6 +35,7 @@ type loop struct {
 	epoll      int32
 	wakeup     int32 // eventfd
 	queueLimit int
+	holdLimit  int
 
 	// Owned by run.
 	events    []unix.EpollEvent
@@ -85,7 +87,8 @@ func newLoop(e *Engine) (*loop, error) {
 		engine:     e,
 		epoll:      int32(epoll),
 		wakeup:     int32(wakeup),
-		queueLimit: queueLimit,
+		queueLimit: min(queueLimit, e.holdLimit/2),
+		holdLimit:  e.holdLimit,
 		events:     make([]unix.EpollEvent, batch),
 		buffer:     make([]byte, bufferSize),
 		settings:   e.settings.Load(),

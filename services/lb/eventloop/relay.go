@@ -68,7 +68,7 @@ func (l *loop) fetch(p *pair, from int, prefix []byte) {
 	}
 	f := fetch{pair: p, from: from, start: l.filled, end: l.filled + copy(l.buffer[l.filled:], prefix)}
 	if p.mayRead(from) {
-		if p.state[from]&streaming != 0 {
+		if p.state[from]&streaming != 0 || l.full() {
 			l.postpone(p)
 		} else {
 			var n int
@@ -85,7 +85,7 @@ func (l *loop) fetch(p *pair, from int, prefix []byte) {
 // mayHold is how much of n bytes to read at once: all of them, or, while backlogs take much
 // memory, as many as fit into a chunk.
 func (l *loop) mayHold(n int) int {
-	if l.store.queued > l.queueLimit {
+	if l.store.queued.Load() > int64(l.queueLimit) {
 		return min(n, chunkSize)
 	}
 	return n
@@ -173,6 +173,10 @@ func (l *loop) relay(p *pair, from int) {
 
 // copy does one read and what follows from it.
 func (l *loop) copy(p *pair, from int) {
+	if l.full() {
+		l.carry(p, from)
+		return
+	}
 	space := l.buffer[:l.mayHold(len(l.buffer))]
 	n, errno, _ := l.read(p, from, space)
 	if n < len(l.buffer) {

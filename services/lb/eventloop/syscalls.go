@@ -30,6 +30,12 @@ func send(fd int32, b []byte) (int, unix.Errno) {
 	return int(n), errno
 }
 
+// peek is recv of what stays in the socket.
+func peek(fd int32, b []byte) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_PEEK, 0, 0)
+	return int(n), errno
+}
+
 // splice moves up to limit bytes between a pipe and a socket inside the kernel.
 func splice(from, to int32, limit int) (int, unix.Errno) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(limit), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)

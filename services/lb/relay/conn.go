@@ -1,13 +1,16 @@
 package relay
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/pires/go-proxyproto"
@@ -25,6 +28,8 @@ type conn struct {
 	moved atomic.Bool // a byte moved since the last sweep
 	quiet int         // sweeps in a row without one; owned by Engine.sweep
 
+	claim        atomic.Uint32  // unclaimed until a byte moves, or the upstream turns out to be none
+	early        []byte         // what was read for an upstream that turned out to be none; owned by run
 	sent         atomic.Int64   // when the first byte went to the upstream: nanoseconds after connectedAt, 0: none
 	failed       atomic.Uint32  // the Reason of a failed write, Finished if there was none
 	clientDone   atomic.Bool    // the client's FIN was passed on, or is about to be
@@ -32,7 +37,7 @@ type conn struct {
 	back         sync.WaitGroup // toClient
 	sentUp       uint64         // bytes; owned by run
 	sentDown     uint64         // bytes; owned by toClient until it has ended
-	connectedAt  time.Time      // static once upstream is set
+	connectedAt  time.Time      // owned by run; toClient reads it
 
 	mu       sync.Mutex
 	upstream *net.TCPConn // nil until connected
@@ -40,28 +45,64 @@ type conn struct {
 	reason   Reason
 }
 
+// Who has the last word on whether an upstream is the one.
+const (
+	unclaimed = iota
+	claimed   // a byte was read for it or from it: there is no way back
+	forsaken  // it broke the connection before
+)
+
 // run ends when both directions have, or when the connection could not be
 // placed.
 func (c *conn) run() {
-	result := Result{Reason: Unplaced}
-	if c.connect() {
+	connected := c.connect(nil)
+	for connected {
 		c.back.Go(c.toClient)
 		c.toUpstream()
 		c.back.Wait()
-		failed := Reason(c.failed.Load())
-		c.end(failed, failed != Finished)
-		result = Result{Reason: c.reason, ToUpstream: c.sentUp, ToClient: c.sentDown}
-	} else {
-		c.end(Unplaced, true)
-		result.Reason = c.reason
+		if c.claim.Load() != forsaken {
+			break
+		}
+		connected = c.again()
 	}
-	c.placement.Closed(result)
+	failed := Unplaced
+	if connected {
+		failed = Reason(c.failed.Load())
+	}
+	c.end(failed, failed != Finished)
+	c.placement.Closed(Result{Reason: c.reason, ToUpstream: c.sentUp, ToClient: c.sentDown})
 	c.engine.forget(c)
 }
 
-// connect tries upstreams until one is connected and has its PROXY header.
-func (c *conn) connect() bool {
-	var failed error
+// again looks for another upstream, for the present one broke the connection before a byte was relayed.
+func (c *conn) again() bool {
+	c.mu.Lock()
+	if c.ended {
+		c.mu.Unlock()
+		return false
+	}
+	reset(c.upstream)
+	c.upstream = nil
+	_ = c.client.SetReadDeadline(time.Time{})
+	c.mu.Unlock()
+	c.claim.Store(unclaimed)
+	c.clientDone.Store(false)
+	return c.connect(syscall.ECONNRESET)
+}
+
+// forsake gives an upstream up that broke the connection, and reports whether another one may be tried.
+func (c *conn) forsake() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended || !c.claim.CompareAndSwap(unclaimed, forsaken) {
+		return false
+	}
+	_ = c.client.SetReadDeadline(time.Unix(1, 0)) // wakes toUpstream
+	return true
+}
+
+// connect tries upstreams until one is connected and has its PROXY header. failed is what is wrong with the one before.
+func (c *conn) connect(failed error) bool {
 	for {
 		addr, ok := c.placement.Next(failed)
 		if !ok {
@@ -124,14 +165,25 @@ func proxyHeader(client, local netip.AddrPort) ([]byte, error) {
 func (c *conn) toUpstream() {
 	src := newSource(c.client)
 	for {
-		buf, err := src.read()
+		buf, err := c.early, error(nil)
+		if c.early = nil; buf == nil {
+			buf, err = src.read()
+		}
 		if err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return // the upstream was forsaken
+			}
 			if c.passable(err, c.client, &c.upstreamDone) {
 				c.clientDone.Store(true)
 				_ = c.upstream.CloseWrite() // fails if it is gone, which toClient will see
 			} else {
 				c.end(ClientReset, true)
 			}
+			return
+		}
+		if c.sentUp == 0 && !c.claim.CompareAndSwap(unclaimed, claimed) && c.claim.Load() == forsaken {
+			c.early = bytes.Clone(buf)
+			src.release()
 			return
 		}
 		if c.sent.Load() == 0 {
@@ -158,12 +210,13 @@ func (c *conn) toClient() {
 			if c.passable(err, c.upstream, &c.clientDone) {
 				c.upstreamDone.Store(true)
 				_ = c.client.CloseWrite() // as above
-			} else {
+			} else if !c.forsake() {
 				c.end(UpstreamReset, true)
 			}
 			return
 		}
 		if c.sentDown == 0 {
+			c.claim.CompareAndSwap(unclaimed, claimed)
 			c.placement.Observe(Answered, time.Since(c.connectedAt)-time.Duration(c.sent.Load()))
 		}
 		n, err := c.client.Write(buf)

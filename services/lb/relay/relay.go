@@ -20,9 +20,9 @@
 // kernel. A FIN is passed on as a FIN and the other direction goes on; a RST is
 // passed on as a RST. While one end does not read, the other is not read from
 // either, so a connection holds at most one buffer of 32 KiB in each direction, and
-// none while nothing moves. An upstream that cannot be connected to is replaced by
-// another as long as the Director knows one; after the first byte there is no
-// second try.
+// none while nothing moves. An upstream that cannot be connected to, or breaks the connection before the
+// first byte, is replaced by another as long as the Director knows one; after the first byte there is
+// no second try.
 //
 // Package eventloop keeps the same promises to the same Director at a fraction of the cost, where
 // there is epoll; this one runs wherever Go does.
@@ -57,9 +57,9 @@ type Director interface {
 // same time.
 type Placement interface {
 	// Next names the upstream to connect to. failed is nil the first time, then
-	// why the last one did not do: it could not be connected to (see Local), or, in an
-	// event loop and after Connected was observed, it broke the connection before a
-	// byte had been relayed either way. ok false gives up: the client's connection is reset.
+	// why the last one did not do: it could not be connected to (see Local), or, after
+	// Connected was observed, it broke the connection before a byte had been relayed
+	// either way. ok false gives up: the client's connection is reset.
 	Next(failed error) (upstream netip.AddrPort, ok bool)
 	// Observe tells how long something took.
 	Observe(e Event, took time.Duration)
@@ -121,6 +121,9 @@ type Stats struct {
 	ToClient     uint64 // bytes
 	Spliced      uint64 // bytes, of both, that never left the kernel; an event loop's
 	AcceptErrors uint64
+
+	// Bytes that are held now for sides that are slow to read, and how many may be at the most. An event loop's.
+	Held, MayHold int64
 }
 
 // Engine relays with two goroutines per connection. It runs wherever Go does.

@@ -28,7 +28,7 @@ type engine interface {
 	Close()
 }
 
-// soakSettings are the engines'; see engines.
+// soakSettings are the engines'.
 var soakSettings = relay.Settings{ConnectTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute}
 
 const (
@@ -59,7 +59,7 @@ func TestSoak(t *testing.T) {
 		eventually(t, "every descriptor closed", func() bool { return openDescriptors(t) <= empty })
 	})
 	var soaks []*soak
-	for name, e := range engines() {
+	for name, e := range engines(soakSettings) {
 		soaks = append(soaks, startSoak(t, name, e))
 	}
 	peak := watchPeak()

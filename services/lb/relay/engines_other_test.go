@@ -9,6 +9,6 @@ import (
 )
 
 // engines are all there are on this system.
-func engines() map[string]engine {
-	return map[string]engine{"goroutines": relay.New(relay.Options{Log: zap.NewNop(), Settings: soakSettings})}
+func engines(s relay.Settings) map[string]engine {
+	return map[string]engine{"goroutines": relay.New(relay.Options{Log: zap.NewNop(), Settings: s})}
 }
