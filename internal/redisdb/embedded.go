@@ -2,6 +2,7 @@ package redisdb
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
@@ -15,21 +16,67 @@ import (
 type Embedded struct {
 	mini *miniredis.Miniredis
 	addr string
+
+	ended  chan struct{} // closed by Close
+	close  func()        // what is done once
+	expiry sync.WaitGroup
+
+	mu      sync.Mutex
+	stopped bool      // the clock, by SetTime
+	aged    time.Time // up to when keys have aged
 }
+
+// Keys age by turns: miniredis can do it before each command, but goes through all keys for that, and would be busy with
+// nothing else where there are thousands. So a key goes up to one turn early or late.
+const (
+	ageEvery = 50 * time.Millisecond
+	// ageShare of the time is what turns may take at most; the more keys, the rarer they are.
+	ageShare = 20
+)
 
 // StartEmbedded listens on addr ("127.0.0.1:0" for any port). Whoever started it closes it.
 func StartEmbedded(addr string) (*Embedded, error) {
-	e := &Embedded{mini: miniredis.NewMiniRedis()}
+	e := &Embedded{mini: miniredis.NewMiniRedis(), ended: make(chan struct{}), aged: time.Now()}
+	e.close = sync.OnceFunc(func() { close(e.ended) })
 	if err := e.mini.StartAddr(addr); err != nil {
 		return nil, err
 	}
 	e.addr = e.mini.Addr()
-	e.mini.ClockTTL(true)
 	if err := e.complete(); err != nil {
 		e.mini.Close()
 		return nil, err
 	}
+	e.expiry.Go(e.expire)
 	return e, nil
+}
+
+// expire has keys age until Close.
+func (e *Embedded) expire() {
+	wait := ageEvery
+	for {
+		select {
+		case <-e.ended:
+			return
+		case <-time.After(wait):
+		}
+		began := time.Now()
+		e.age(began, false)
+		wait = max(ageEvery, ageShare*time.Since(began))
+	}
+}
+
+// age brings all keys to a time: of a clock that is stopped there, or, unless it was stopped before, of one that runs.
+func (e *Embedded) age(now time.Time, stop bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.stopped && !stop {
+		return
+	}
+	e.stopped = stop
+	if d := now.Sub(e.aged); d > 0 {
+		e.mini.FastForward(d)
+	}
+	e.aged = now
 }
 
 // complete adds what miniredis lacks and the services ask for.
@@ -61,7 +108,10 @@ func (e *Embedded) Config() Config {
 
 // SetTime stops its clock at t: for TIME, for stream ids, and for what expires. A later SetTime
 // moves it; keys whose time has come are gone then.
-func (e *Embedded) SetTime(t time.Time) { e.mini.SetTime(t) }
+func (e *Embedded) SetTime(t time.Time) {
+	e.mini.SetTime(t)
+	e.age(t, true)
+}
 
 // Stop closes its listener and every connection, and keeps the data: an outage.
 func (e *Embedded) Stop() { e.mini.Close() }
@@ -75,4 +125,8 @@ func (e *Embedded) Resume() error {
 }
 
 // Close ends it; its data is gone.
-func (e *Embedded) Close() { e.mini.Close() }
+func (e *Embedded) Close() {
+	e.close()
+	e.expiry.Wait()
+	e.mini.Close()
+}

@@ -23,6 +23,7 @@ type Node struct {
 	cluster   *Own
 	port, bus int
 	dir       string
+	found     string // where clients find it: its own address, or that of what is before it
 	id        string // in the cluster
 
 	cmd    *exec.Cmd     // nil: not running
@@ -39,12 +40,17 @@ func (n *Node) start() error {
 	if err := os.MkdirAll(n.dir, 0o700); err != nil {
 		return err
 	}
+	_, announced, err := net.SplitHostPort(n.found)
+	if err != nil {
+		return err
+	}
 	//nolint:gosec // G204: ports and paths of this package's own
 	n.cmd = exec.Command("redis-server", "--bind", host, "--port", strconv.Itoa(n.port), "--cluster-port", strconv.Itoa(n.bus),
 		"--dir", n.dir, "--logfile", filepath.Join(n.dir, "redis.log"), "--daemonize", "no",
 		"--save", "", "--appendonly", "yes", "--appendfsync", "no", "--enable-debug-command", "local",
 		"--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf",
 		"--cluster-node-timeout", strconv.FormatInt(NodeTimeout.Milliseconds(), 10),
+		"--cluster-announce-port", announced, "--cluster-announce-bus-port", strconv.Itoa(n.bus),
 		"--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0",
 		"--cluster-replica-validity-factor", "0") // a replica takes over, however long it was frozen
 	if err := n.cmd.Start(); err != nil {

@@ -36,10 +36,11 @@ const (
 type Own struct {
 	t     testing.TB
 	dir   string
-	nodes []*Node    // i and i+3 are a shard
-	guard *exec.Cmd  // kills the processes if the test's own process dies
-	pids  *os.File   // the guard's input
-	base  int        // ports base to base+11: six for clients, six for the bus
+	nodes []*Node   // i and i+3 are a shard
+	guard *exec.Cmd // kills the processes if the test's own process dies
+	pids  *os.File  // the guard's input
+	base  int       // ports base to base+11: six for clients, six for the bus
+	front func(addr string) string
 	rng   *rand.Rand // for ports
 }
 
@@ -47,10 +48,17 @@ type Own struct {
 // set: then nobody asks for tests on a real cluster.
 func StartOwn(t testing.TB) *Own {
 	t.Helper()
+	return StartOwnBehind(t, nil)
+}
+
+// StartOwnBehind is StartOwn with something before each node: front is given where a node is going to listen, and returns
+// where on the same host clients, and its replica, are to find it instead. Nil: there is nothing before them.
+func StartOwnBehind(t testing.TB, front func(addr string) string) *Own {
+	t.Helper()
 	if ClusterAddrs() == nil {
 		t.Skipf("%s is not set", EnvCluster)
 	}
-	c := &Own{t: t, dir: t.TempDir(), rng: rand.New(rand.NewPCG(rand.Uint64(), uint64(os.Getpid())))}
+	c := &Own{t: t, dir: t.TempDir(), rng: rand.New(rand.NewPCG(rand.Uint64(), uint64(os.Getpid()))), front: front}
 	t.Cleanup(c.end)
 	if err := c.startGuard(); err != nil {
 		t.Fatalf("start the guard of redis-server: %v", err)
@@ -99,6 +107,10 @@ func (c *Own) startNodes() error {
 	c.nodes = nil
 	for i := range ownNodes {
 		n := &Node{cluster: c, port: c.base + i, bus: c.base + ownNodes + i, dir: filepath.Join(c.dir, strconv.Itoa(c.base+i))}
+		n.found = n.Addr()
+		if c.front != nil {
+			n.found = c.front(n.Addr())
+		}
 		c.nodes = append(c.nodes, n)
 		if err := n.start(); err != nil {
 			return err
@@ -187,11 +199,11 @@ func until(condition func() bool) bool {
 	return true
 }
 
-// Addrs are where its nodes listen, dead ones too.
+// Addrs are where clients find its nodes, dead ones too.
 func (c *Own) Addrs() []string {
 	var addrs []string
 	for _, n := range c.nodes {
-		addrs = append(addrs, n.Addr())
+		addrs = append(addrs, n.found)
 	}
 	return addrs
 }

@@ -167,41 +167,43 @@ func (f *fleet) backendUp(t *testing.T, i, up int) bool {
 // Row 47: without auth-service live devices are served and new ones are told
 // when to try again.
 func TestAuthServiceKilled(t *testing.T) {
-	f := start(t, quickDocument(), nil)
-	l := begin(t, f.bench(40, 200, 10*time.Minute))
-	f.KillAuth()
-	_, err := client.Dial(t.Context(), f.device(t, client.MemoryStore()))
-	var refused *wire.Error
-	if !errors.As(err, &refused) || refused.Code != wire.CodeAuthUnavailable || refused.RetryAfter <= 0 {
-		t.Errorf("a new device: got %v, want auth_unavailable with retry_after_ms", err)
-	}
-	until(t, time.Minute, "a gateway says that it is degraded", func() bool {
-		_, page := get(t, "http://"+f.AdminAddr()+"/metrics", "")
-		return strings.Contains(page, `goshield_degraded{dependency="auth",node="gateway-1"} 1`) ||
-			strings.Contains(page, `goshield_degraded{dependency="auth",node="gateway-2"} 1`)
-	})
-	answered := l.wait(t, time.Minute, "heartbeats have passed", since(3*time.Second)).Answered
-	l.wait(t, time.Minute, "requests are answered", func(p bench.Progress) bool { return p.Answered > answered+200 })
-	if err := f.StartAuth(); err != nil {
-		t.Fatal(err)
-	}
-	until(t, time.Minute, "a new device enrols", func() bool {
-		c, err := client.Dial(t.Context(), f.device(t, client.MemoryStore()))
-		if err != nil {
-			return false
+	eachRedis(t, func(t *testing.T, redis []string) {
+		f := start(t, quickDocument(), redis)
+		l := begin(t, f.bench(40, 200, 10*time.Minute))
+		f.KillAuth()
+		_, err := client.Dial(t.Context(), f.device(t, client.MemoryStore()))
+		var refused *wire.Error
+		if !errors.As(err, &refused) || refused.Code != wire.CodeAuthUnavailable || refused.RetryAfter <= 0 {
+			t.Errorf("a new device: got %v, want auth_unavailable with retry_after_ms", err)
 		}
-		_ = c.Close()
-		return true
-	})
-	r := l.end(t)
-	if r.Requests.Wrong != 0 || len(r.Sessions.Disconnects) != 0 {
-		t.Errorf("%d wrong answers, connections lost: %v; want none", r.Requests.Wrong, r.Sessions.Disconnects)
-	}
-	for kind := range r.Errors {
-		if kind != "interrupted" {
-			t.Errorf("errors of kind %s: %s", kind, r.Samples[kind])
+		until(t, time.Minute, "a gateway says that it is degraded", func() bool {
+			_, page := get(t, "http://"+f.AdminAddr()+"/metrics", "")
+			return strings.Contains(page, `goshield_degraded{dependency="auth",node="gateway-1"} 1`) ||
+				strings.Contains(page, `goshield_degraded{dependency="auth",node="gateway-2"} 1`)
+		})
+		answered := l.wait(t, time.Minute, "heartbeats have passed", since(3*time.Second)).Answered
+		l.wait(t, time.Minute, "requests are answered", func(p bench.Progress) bool { return p.Answered > answered+200 })
+		if err := f.StartAuth(); err != nil {
+			t.Fatal(err)
 		}
-	}
+		until(t, time.Minute, "a new device enrols", func() bool {
+			c, err := client.Dial(t.Context(), f.device(t, client.MemoryStore()))
+			if err != nil {
+				return false
+			}
+			_ = c.Close()
+			return true
+		})
+		r := l.end(t)
+		if r.Requests.Wrong != 0 || len(r.Sessions.Disconnects) != 0 {
+			t.Errorf("%d wrong answers, connections lost: %v; want none", r.Requests.Wrong, r.Sessions.Disconnects)
+		}
+		for kind := range r.Errors {
+			if kind != "interrupted" {
+				t.Errorf("errors of kind %s: %s", kind, r.Samples[kind])
+			}
+		}
+	})
 }
 
 // A gateway that is killed while it drains ends once, and can be started again.

@@ -145,7 +145,7 @@ func (s *Stack) newGatewayPart(name, push string) *gatewayPart {
 			cfg.TLS.ClientCA = s.paths.CA
 		}
 		cfg.TrustedProxies = []string{"127.0.0.0/8", "::1/128"}
-		cfg.Auth.URL = "http://" + s.auth.addr
+		cfg.Auth.URL = "http://" + s.authOf(name)
 		cfg.Auth.SecretFile = s.secrets.Gateway
 		cfg.PushSecretFile = s.secrets.Push
 		cfg.AdminSecretFile = s.secrets.Admin
@@ -159,6 +159,14 @@ func (s *Stack) newGatewayPart(name, push string) *gatewayPart {
 		return gateway.New(cfg, deps)
 	})
 	return g
+}
+
+// authOf is where a gateway finds auth-service.
+func (s *Stack) authOf(gateway string) string {
+	if s.cfg.authFor != nil {
+		return s.cfg.authFor(gateway, s.auth.addr)
+	}
+	return s.auth.addr
 }
 
 // start shadows part.start to keep the other addresses too.
@@ -179,14 +187,20 @@ type balancerServer struct{ *balancer.Server }
 func (b balancerServer) Addr() string { return b.Server.Addr(deviceListener) }
 
 // maxConnections is how many devices the descriptors of this process suffice
-// for: each takes two at the balancer and one at its gateway.
+// for: each takes two at the balancer and one at its gateway. An eighth is for
+// connections that one of them has given up and the other not yet.
 func maxConnections(wanted int) int {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return wanted
 	}
-	const each, others = 4, 512
-	return min(wanted, max(int(min(limit.Cur, 1<<30))-others, each)/each)
+	return min(wanted, connectionsWithin(int(min(limit.Cur, 1<<30))))
+}
+
+// connectionsWithin is maxConnections for so many descriptors.
+func connectionsWithin(descriptors int) int {
+	const each, others = 3, 512
+	return max(descriptors-descriptors/8-others, each) / each
 }
 
 func (s *Stack) newBalancer(addr string, deps service.Deps) (server, error) {

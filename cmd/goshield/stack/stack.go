@@ -70,6 +70,8 @@ type Config struct {
 	// free gives an address to listen on for what nobody dials from outside; nil: anyPort. Tests, which
 	// end parts and start them again, have ones that nobody takes meanwhile.
 	free func() string
+	// authFor is where a gateway finds the auth-service that listens at addr; nil: there. Tests put something between.
+	authFor func(gateway, addr string) string
 }
 
 const defaultDrainWindow = time.Second

@@ -15,33 +15,34 @@ import (
 
 // TestGuessing: who guesses is refused, even when right, and the victim is not (RELIABILITY row 43).
 func TestGuessing(t *testing.T) {
-	w := embedded(t, nil)
-	victim := newID()
-	issued := w.enrol(victim)
-	const attacker, home = "203.0.113.7", "192.0.2.1"
-	attempt := authapi.VerifyRequest{ClientID: victim, Token: wire.Token{1}, Claim: &authapi.Claim{Owner: "n/2", RemoteIP: attacker}}
-	for range 10 {
-		w.refused(401, wire.CodeBadToken, "POST", authapi.PathVerify, gatewaySecret, attempt)
-	}
-	for range 2 {
-		p := w.refused(429, wire.CodeRateLimited, "POST", authapi.PathVerify, gatewaySecret, attempt)
-		if p.RetryAfterMS <= 0 || p.RetryAfterMS > time.Minute.Milliseconds() {
-			t.Errorf("retry_after_ms %d, want up to a minute", p.RetryAfterMS)
+	each(t, nil, func(t *testing.T, w *world) {
+		victim := newID()
+		issued := w.enrol(victim)
+		const attacker, home = "203.0.113.7", "192.0.2.1"
+		attempt := authapi.VerifyRequest{ClientID: victim, Token: wire.Token{1}, Claim: &authapi.Claim{Owner: "n/2", RemoteIP: attacker}}
+		for range 10 {
+			w.refused(401, wire.CodeBadToken, "POST", authapi.PathVerify, gatewaySecret, attempt)
 		}
-	}
-	right := authapi.VerifyRequest{ClientID: victim, Token: issued.Token, Claim: &authapi.Claim{Owner: "n/2", RemoteIP: attacker}}
-	w.refused(429, wire.CodeRateLimited, "POST", authapi.PathVerify, gatewaySecret, right)
-	w.refused(429, wire.CodeRateLimited, "POST", authapi.PathTokens, gatewaySecret,
-		authapi.IssueRequest{ClientID: victim, Owner: "n/2", RemoteIP: attacker})
+		for range 2 {
+			p := w.refused(429, wire.CodeRateLimited, "POST", authapi.PathVerify, gatewaySecret, attempt)
+			if p.RetryAfterMS <= 0 || p.RetryAfterMS > time.Minute.Milliseconds() {
+				t.Errorf("retry_after_ms %d, want up to a minute", p.RetryAfterMS)
+			}
+		}
+		right := authapi.VerifyRequest{ClientID: victim, Token: issued.Token, Claim: &authapi.Claim{Owner: "n/2", RemoteIP: attacker}}
+		w.refused(429, wire.CodeRateLimited, "POST", authapi.PathVerify, gatewaySecret, right)
+		w.refused(429, wire.CodeRateLimited, "POST", authapi.PathTokens, gatewaySecret,
+			authapi.IssueRequest{ClientID: victim, Owner: "n/2", RemoteIP: attacker})
 
-	right.Claim.RemoteIP = home
-	w.ok(200, "POST", authapi.PathVerify, gatewaySecret, right, nil)
-	w.ok(200, "POST", authapi.PathVerify, gatewaySecret, authapi.VerifyRequest{ClientID: victim, Token: issued.Token}, nil)
-	w.ok(201, "POST", authapi.PathTokens, gatewaySecret,
-		authapi.IssueRequest{ClientID: newID(), Owner: "n/3", RemoteIP: attacker}, nil) // another device there
-	if got := w.counter("goshield_auth_operations_total", "verify", "rate_limited"); got != 3 {
-		t.Errorf("operations verify, rate_limited: %v, want 3", got)
-	}
+		right.Claim.RemoteIP = home
+		w.ok(200, "POST", authapi.PathVerify, gatewaySecret, right, nil)
+		w.ok(200, "POST", authapi.PathVerify, gatewaySecret, authapi.VerifyRequest{ClientID: victim, Token: issued.Token}, nil)
+		w.ok(201, "POST", authapi.PathTokens, gatewaySecret,
+			authapi.IssueRequest{ClientID: newID(), Owner: "n/3", RemoteIP: attacker}, nil) // another device there
+		if got := w.counter("goshield_auth_operations_total", "verify", "rate_limited"); got != 3 {
+			t.Errorf("operations verify, rate_limited: %v, want 3", got)
+		}
+	})
 }
 
 func TestGuessingOfProofs(t *testing.T) {

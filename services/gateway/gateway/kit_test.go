@@ -138,6 +138,7 @@ type device struct {
 	conn    net.Conn
 	frames  chan wire.Frame // closed at the end of the stream; payloads are copies
 	ended   error           // after frames is closed
+	asked   uint32          // ids of requests that p99 made
 	client  wire.ClientID
 	token   wire.Token
 	welcome wire.Welcome

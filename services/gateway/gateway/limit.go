@@ -12,13 +12,22 @@ import (
 // rate gets nothing but rejections, and is closed after a while.
 const rejectionPrice = 0.1
 
+// After so many rejected frames of which none was taken the reader has a pause. To refuse a frame costs little, but all
+// devices share the cores: so a flood costs them what some thousand frames a second do, however fast it is, and the rest of
+// it waits at the device. A pause brings no tokens: those would keep the device from being closed.
+const (
+	floodPause = 2 * time.Millisecond
+	floodTurn  = 10 // rejected frames between two pauses, or
+	floodTimes = 20 // as many as make so many times the device's rate
+)
+
 // admit takes a frame with so many bytes of payload out of the device's buckets. id is that of a
 // REQUEST, nil for other frames. If the frame is not to be dealt with, goOn tells
 // whether the session goes on. The reader calls it.
 func (s *session) admit(payload int, id *uint32) (ok, goOn bool) {
 	retry := s.takeTokens(payload)
 	if retry == 0 {
-		s.rejecting = 0
+		s.rejecting, s.rejected = 0, 0
 		s.srv.metrics.deviceAllowed.Inc()
 		return true, true
 	}
@@ -42,7 +51,7 @@ func (s *session) admitPing(payload int) bool {
 	retry := s.takeTokens(payload)
 	switch {
 	case retry == 0:
-		s.rejecting = 0
+		s.rejecting, s.rejected = 0, 0
 		s.srv.metrics.deviceAllowed.Inc()
 		return true
 	case s.srv.settings.Load().doc.DeviceLimit.OnLimit == dynamic.LimitWait:
@@ -51,6 +60,8 @@ func (s *session) admitPing(payload int) bool {
 	default:
 		if e := s.rejection(retry); e.Close {
 			s.refuse(e)
+		} else {
+			s.slowDown()
 		}
 	}
 	return false
@@ -76,18 +87,44 @@ func (s *session) awaitTokens(payload int, retry time.Duration) (ok, goOn bool) 
 	s.stopReading()
 	defer s.readAgain()
 	for retry > 0 {
-		until := s.srv.now() + int64(retry)
-		timer := time.AfterFunc(retry, s.wakeReader)
-		for s.state <= stateOpen && s.srv.now() < until {
-			s.changed.Wait()
-		}
-		timer.Stop()
-		if s.state > stateOpen {
+		if !s.waitFor(retry) {
 			return false, false
 		}
 		retry = s.takeTokens(payload)
 	}
 	return true, true
+}
+
+// slowDown has the pause of a reader that meets a flood, when it is due. It reports whether the session goes on.
+func (s *session) slowDown() bool {
+	set := s.srv.settings.Load()
+	missed := set.doc.DeviceLimit.Rate * floodPause.Seconds() // tokens that come in a pause
+	if turn := max(floodTurn, int(min(floodTimes*missed, 1e6))); s.rejected%turn != 0 {
+		return true
+	}
+	goOn := s.standStill(floodPause)
+	set.frames.Charge(&s.frames, s.srv.now(), missed)
+	return goOn
+}
+
+// standStill reads nothing for so long.
+func (s *session) standStill(d time.Duration) (goOn bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopReading()
+	defer s.readAgain()
+	return s.waitFor(d)
+}
+
+// waitFor waits for so long, unless the session closes: then it returns false. The reader calls it; mu is held.
+func (s *session) waitFor(d time.Duration) bool {
+	until := s.srv.now() + int64(d)
+	timer := time.AfterFunc(d, s.wakeReader)
+	defer timer.Stop()
+	for s.state <= stateOpen && s.srv.now() < until {
+		s.changed.Wait()
+	}
+	return s.state <= stateOpen
 }
 
 // wakeReader makes a waiting reader look again.
@@ -108,7 +145,7 @@ func (s *session) reject(retry time.Duration, id *uint32) bool {
 		e.ID, e.HasID = *id, true
 	}
 	s.tell(e)
-	return true
+	return s.slowDown()
 }
 
 // rejection is what a device is told of a frame that was refused, after its price was charged.
@@ -117,6 +154,7 @@ func (s *session) rejection(retry time.Duration) *wire.Error {
 	now := s.srv.now()
 	set := s.srv.settings.Load()
 	set.frames.Charge(&s.frames, now, rejectionPrice)
+	s.rejected++
 	if s.rejecting == 0 {
 		s.rejecting = now
 	}

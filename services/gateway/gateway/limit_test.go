@@ -123,6 +123,44 @@ func TestFloodIsClosed(t *testing.T) {
 	}
 }
 
+// A flood is read slowly, however fast it is, and closed all the same: what is read is too much for any rate.
+func TestFloodIsReadSlowly(t *testing.T) {
+	for _, tt := range []struct {
+		rate float64
+		most float64 // frames a second
+	}{{10, 5000}, {500, 10_000}} {
+		doc := limitedDoc(dynamic.LimitReject)
+		doc.DeviceLimit.Rate, doc.DeviceLimit.Burst = tt.rate, tt.rate
+		bubble(t, doc, func(t *testing.T, r *rig) {
+			d := r.enrolled(t, clientID(1))
+			go func() { // it reads what it gets, until the connection ends
+				for range d.frames {
+				}
+			}()
+			beat, err := wire.Append(nil, wire.Version1, &wire.Heartbeat{Token: d.token})
+			if err != nil {
+				t.Fatal(err)
+			}
+			begun := time.Now()
+			for {
+				if _, err := d.conn.Write(beat); err != nil {
+					break
+				}
+			}
+			took := time.Since(begun)
+			if took < 10*time.Second || took > 12*time.Second {
+				t.Errorf("rate %v: closed after %v, want 10 s, and a second for the last words", tt.rate, took)
+			}
+			if n := testutil.ToFloat64(r.Server.metrics.deviceRejected); n < tt.most*5 || n > tt.most*11 {
+				t.Errorf("rate %v: %v frames were read and rejected in 10 s, want about %v", tt.rate, n, tt.most*10)
+			}
+			if n := r.closed(string(wire.CodeRateLimited)); n != 1 {
+				t.Errorf("rate %v: closed for the limit = %v, want 1", tt.rate, n)
+			}
+		})
+	}
+}
+
 func TestWaitOverTheLimit(t *testing.T) {
 	bubble(t, limitedDoc(dynamic.LimitWait), func(t *testing.T, r *rig) {
 		d := r.enrolled(t, clientID(1))

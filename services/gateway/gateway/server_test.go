@@ -6,8 +6,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"slices"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -323,101 +321,5 @@ func TestShutdownForgetsTheNode(t *testing.T) {
 	}
 	if n := testutil.ToFloat64(s.metrics.active); n != 0 {
 		t.Errorf("connections{active} = %v, want 0", n)
-	}
-}
-
-// RELIABILITY row 9: one device's flood does not reach the others.
-func TestFloodLeavesOthersAlone(t *testing.T) {
-	const rate, burst = 100, 100
-	doc := testDoc()
-	doc.DeviceLimit = dynamic.DeviceLimit{Bucket: dynamic.Bucket{Rate: rate, Burst: burst}, OnLimit: dynamic.LimitReject}
-	w := newWorld(t, doc)
-	var ofFlooder, ofVictim atomic.Int64
-	w.handler = func(_ context.Context, req sdkbackend.Request) (sdkbackend.Response, error) {
-		switch req.ClientID {
-		case clientID(1):
-			ofFlooder.Add(1)
-		case clientID(2):
-			ofVictim.Add(1)
-		}
-		return sdkbackend.Response{Body: req.Body}, nil
-	}
-	s := w.gateway("gw-1", nil)
-	w.settled(s)
-	flooder, victim := w.enrolled(s, clientID(1)), w.enrolled(s, clientID(2))
-	rounds := uint32(60)
-	if long {
-		rounds = 1000
-	}
-	alone := victim.roundTrips(0, rounds)
-	begun := time.Now()
-	stop, flooded := make(chan struct{}), make(chan int)
-	go func() { flooded <- flooder.flood(stop) }()
-	beside := victim.roundTrips(rounds, 2*rounds)
-	close(stop)
-	n := <-flooded
-	eventually(t, "every frame of the flood was served or rejected, or it was closed", func() bool {
-		return float64(ofFlooder.Load())+testutil.ToFloat64(s.metrics.deviceRejected) >= float64(n) ||
-			testutil.ToFloat64(s.metrics.closed.WithLabelValues(string(wire.CodeRateLimited))) == 1
-	})
-	served, limit := ofFlooder.Load(), burst+rate*time.Since(begun).Seconds()
-	if served == 0 || float64(served) > limit+1 {
-		t.Errorf("requests of the flood that reached the backend = %d, want some, and at most %.0f: burst + rate × time", served, limit)
-	}
-	closed := testutil.ToFloat64(s.metrics.closed.WithLabelValues(string(wire.CodeRateLimited))) == 1
-	if rejected := testutil.ToFloat64(s.metrics.deviceRejected); rejected < floodMin/2 && !closed {
-		t.Errorf("of %d frames %v were rejected, want at least %d, or it closed", n, rejected, floodMin/2)
-	}
-	if got := ofVictim.Load(); got != int64(2*rounds) {
-		t.Errorf("requests of the victim that reached the backend = %d, want %d", got, 2*rounds)
-	}
-	t.Logf("p99 of the victim: %v alone, %v beside the flood", alone, beside)
-	if long {
-		t.Attr("p99_alone", alone.String())
-		t.Attr("p99_beside_a_flood", beside.String())
-	}
-}
-
-// roundTrips makes round trips with ids from first to last-1, 20 ms between them, and returns the p99.
-func (d *device) roundTrips(first, last uint32) time.Duration {
-	d.t.Helper()
-	var took []time.Duration
-	for id := first; id < last; id++ {
-		began := time.Now()
-		d.roundTrip(id)
-		took = append(took, time.Since(began))
-		time.Sleep(20 * time.Millisecond)
-	}
-	slices.Sort(took)
-	return took[len(took)*99/100]
-}
-
-// floodMin is more than any machine serves a device at its limit while the flood goes on.
-const floodMin = 20_000
-
-// flood sends requests to the echo service as fast as they go, until it is told to stop and at least
-// floodMin have gone, or the gateway closes. It returns how many.
-func (d *device) flood(stop chan struct{}) (n int) {
-	go func() { // it reads what it gets, until the connection ends
-		for range d.frames {
-		}
-	}()
-	batch := []byte(nil)
-	for {
-		select {
-		case <-stop:
-			if n >= floodMin {
-				return n
-			}
-		default:
-		}
-		batch = batch[:0]
-		for range 100 {
-			batch, _ = wire.Append(batch, wire.Version1, &wire.Request{ID: uint32(n), Token: d.token, Service: "echo", Body: []byte(`1`)})
-			n++
-		}
-		if _, err := d.conn.Write(batch); err != nil {
-			return n
-		}
 	}
 }

@@ -54,6 +54,7 @@ type session struct {
 	frames    bucket.Bucket
 	bytes     bucket.Bucket
 	rejecting int64 // since when frames were rejected and none was taken; 0: the last one was taken
+	rejected  int   // how many, since then
 
 	// Written by reader or flusher, looked at by the timer wheel. Times are the wheel's; 0: none.
 	lastFrame  atomic.Int64 // last complete frame
