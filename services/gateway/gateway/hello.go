@@ -180,7 +180,7 @@ func (s *session) welcome(g granted) bool {
 	}
 	s.srv.evictElsewhere(g.previousOwner, s.client, g.epoch)
 	if s.srv.table.revokedSince(s.client, g.begun) {
-		s.srv.suspect(s) // while auth-service was asked: which came first, the record tells
+		s.srv.suspects.add(s) // while auth-service was asked: which came first, the record tells
 	}
 	s.mu.Lock()
 	open := s.state == stateOpen

@@ -146,7 +146,7 @@ func TestRevokedWhileOpening(t *testing.T) {
 		again.send(&wire.Hello{ClientID: clientID(1), Token: d.token})
 		synctest.Wait()
 		r.nodes.setRecord(clientID(1), registry.Record{Known: true, Revoked: wire.CodeRevoked})
-		r.revoked(clientID(1), wire.CodeRevoked, true)
+		r.revoked(registry.Revocation{ClientID: clientID(1), Code: wire.CodeRevoked, Announced: true})
 		var w wire.Welcome
 		again.want(&w)
 		again.wantClosed(wire.CodeRevoked)
@@ -154,11 +154,11 @@ func TestRevokedWhileOpening(t *testing.T) {
 		r.auth.set(func() { r.auth.delay = 0 })
 		anew := r.enrolled(t, clientID(1))
 		r.nodes.setRecord(clientID(1), registry.Record{Known: true})
-		r.revoked(clientID(1), wire.CodeRevoked, false)
+		r.revoked(registry.Revocation{ClientID: clientID(1), Code: wire.CodeRevoked})
 		synctest.Wait()
 		anew.roundTrip(1)
 		r.nodes.setRecord(clientID(1), registry.Record{Known: true, Revoked: wire.CodeRevoked})
-		r.revoked(clientID(1), wire.CodeRevoked, false)
+		r.revoked(registry.Revocation{ClientID: clientID(1), Code: wire.CodeRevoked})
 		anew.wantClosed(wire.CodeRevoked)
 	})
 }
