@@ -73,21 +73,19 @@ func (r *Registry) readStream(last *string) (all []redis.XMessage, missed bool, 
 	if err != nil {
 		return nil, false, err
 	}
-	ctx, cancel := context.WithTimeout(r.ctx, callTimeout)
-	defer cancel()
 	if *last == "" {
-		return nil, false, r.skipStream(ctx, rdb, last)
+		return nil, false, r.skipStream(rdb, last)
 	}
 	known := *last != beginning
 	for {
-		page, err := rdb.XRangeN(ctx, revokedName, *last, "+", streamPage).Result()
+		page, err := r.readPage(rdb, *last)
 		if err != nil {
 			return all, false, err
 		}
 		if known && (len(page) == 0 || page[0].ID != *last) {
 			// Every session will be compared with its record, which says whatever the entries do. They may even
 			// be earlier than last, by the clock of another primary.
-			return all, true, r.skipStream(ctx, rdb, last)
+			return all, true, r.skipStream(rdb, last)
 		}
 		full := len(page) == streamPage
 		if known {
@@ -103,8 +101,17 @@ func (r *Registry) readStream(last *string) (all []redis.XMessage, missed bool, 
 	}
 }
 
+// readPage reads from an entry on.
+func (r *Registry) readPage(rdb redis.UniversalClient, from string) ([]redis.XMessage, error) {
+	ctx, cancel := context.WithTimeout(r.ctx, callTimeout)
+	defer cancel()
+	return rdb.XRangeN(ctx, revokedName, from, "+", streamPage).Result()
+}
+
 // skipStream moves last to the stream's end.
-func (r *Registry) skipStream(ctx context.Context, rdb redis.UniversalClient, last *string) error {
+func (r *Registry) skipStream(rdb redis.UniversalClient, last *string) error {
+	ctx, cancel := context.WithTimeout(r.ctx, callTimeout)
+	defer cancel()
 	newest, err := rdb.XRevRangeN(ctx, revokedName, "+", "-", 1).Result()
 	if err != nil {
 		return err
