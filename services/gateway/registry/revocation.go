@@ -35,7 +35,7 @@ func (r *Registry) followStream() {
 	var seen time.Time
 	for {
 		began := time.Now()
-		entries, missed, err := r.readStream(&last)
+		missed, err := r.readStream(&last)
 		r.report(taskStream, err)
 		// From one read's beginning to the next one's there is less than a recheck, so that within one an entry is
 		// found and what follows from it done.
@@ -50,13 +50,6 @@ func (r *Registry) followStream() {
 		default:
 			seen = time.Now()
 		}
-		for _, m := range entries {
-			id, _ := m.Values["client_id"].(string)
-			code, _ := m.Values["code"].(string)
-			text, _ := m.Values["epoch"].(string)
-			epoch, _ := strconv.ParseInt(text, 10, 64) // 0 where it is missing, as an older auth-service's may
-			r.heard(id, code, epoch, false)
-		}
 		if !r.pause(time.Until(next)) {
 			return
 		}
@@ -66,26 +59,26 @@ func (r *Registry) followStream() {
 // beginning is before every entry of a stream.
 const beginning = "0-0"
 
-// readStream returns what came after last, and moves it. missed: the entry at last is there no more. Either the stream has
+// readStream hears what came after last, in the order of its coming, and moves it. missed: the entry at last is there no more. Either the stream has
 // grown beyond what it holds since, or a failover has lost its end: entries may have come that nobody will read.
-func (r *Registry) readStream(last *string) (all []redis.XMessage, missed bool, err error) {
+func (r *Registry) readStream(last *string) (missed bool, err error) {
 	rdb, err := r.Client()
 	if err != nil {
-		return nil, false, err
+		return false, err
 	}
 	if *last == "" {
-		return nil, false, r.skipStream(rdb, last)
+		return false, r.skipStream(rdb, last)
 	}
 	known := *last != beginning
 	for {
 		page, err := r.readPage(rdb, *last)
 		if err != nil {
-			return all, false, err
+			return false, err
 		}
 		if known && (len(page) == 0 || page[0].ID != *last) {
 			// Every session will be compared with its record, which says whatever the entries do. They may even
 			// be earlier than last, by the clock of another primary.
-			return all, true, r.skipStream(rdb, last)
+			return true, r.skipStream(rdb, last)
 		}
 		full := len(page) == streamPage
 		if known {
@@ -94,11 +87,21 @@ func (r *Registry) readStream(last *string) (all []redis.XMessage, missed bool, 
 		if len(page) > 0 {
 			*last, known = page[len(page)-1].ID, true
 		}
-		all = append(all, page...)
+		for _, m := range page {
+			r.heardInStream(m)
+		}
 		if !full {
-			return all, false, nil
+			return false, nil
 		}
 	}
+}
+
+func (r *Registry) heardInStream(m redis.XMessage) {
+	id, _ := m.Values["client_id"].(string)
+	code, _ := m.Values["code"].(string)
+	text, _ := m.Values["epoch"].(string)
+	epoch, _ := strconv.ParseInt(text, 10, 64) // 0 where it is missing, as an older auth-service's may
+	r.heard(id, code, epoch, false)
 }
 
 // readPage reads from an entry on.
