@@ -28,11 +28,16 @@ func stackFor(t *testing.T) (*stack.Stack, map[string]string) {
 
 func stackOf(t *testing.T, gateways int) (*stack.Stack, map[string]string) {
 	t.Helper()
+	return stackWith(t, gateways, dynamic.Default())
+}
+
+func stackWith(t *testing.T, gateways int, doc dynamic.Document) (*stack.Stack, map[string]string) {
+	t.Helper()
 	t.Cleanup(func() { leaktest.None(t) }) // after the stack's own
 	dir := t.TempDir()
 	s, err := stack.Start(stack.Config{
 		Listen: anyPort, WebSocket: anyPort, MQTT: anyPort, Admin: anyPort, Push: anyPort, Gateways: gateways, Backends: 1,
-		DataDir: dir, Document: dynamic.Default(), Log: zap.NewNop(),
+		DataDir: dir, Document: doc, Log: zap.NewNop(),
 		RedisTimeout: 10 * time.Second, // it is in this process, which may stand still
 	})
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,7 +48,8 @@ func (f *fleet) awaitMetric(t *testing.T, name string, value int, nodes ...strin
 	})
 }
 
-// A document that is set comes into force at every gateway and at auth-service, and no connection notices.
+// A document that is set comes into force at every gateway and at auth-service within 2 s, and no connection notices. Each change is
+// held to the 2 s at full size; else the median is, for a machine with other work.
 func TestDocumentChangesUnderLoad(t *testing.T) {
 	f := start(t, quickDocument(), nil)
 	store := configdb.New(redisOf(t, f))
@@ -56,9 +58,15 @@ func TestDocumentChangesUnderLoad(t *testing.T) {
 		t.Fatalf("the gateways' defaults are to be in Redis: %v", err)
 	}
 	load := begin(t, f.bench(20, 100, 10*time.Minute))
+	const limit = 2 * time.Second
 	versions := int64(5)
+	if long {
+		versions = 50
+	}
+	var times []time.Duration
 	for v := range versions {
 		doc, err = doc.Set("max_in_flight", fmt.Sprint(20+v))
+		at := time.Now()
 		if err == nil {
 			_, err = store.Put(t.Context(), doc, v, "test")
 		}
@@ -67,7 +75,17 @@ func TestDocumentChangesUnderLoad(t *testing.T) {
 		}
 		f.awaitMetric(t, "goshield_gateway_config_version", int(v)+1, "gateway-1", "gateway-2")
 		f.awaitMetric(t, "goshield_auth_config_version", int(v)+1, "auth")
+		times = append(times, time.Since(at))
 	}
+	slices.Sort(times)
+	worst := times[len(times)/2]
+	if long {
+		worst = times[len(times)-1]
+	}
+	if worst > limit {
+		t.Errorf("in force everywhere after %v, want within %v (all: %v)", worst, limit, times)
+	}
+	t.Attr("in_force_everywhere_after", worst.Round(time.Millisecond).String())
 	load.goesOn(t, 50) // by the last document
 	wantClean(t, load.end(t))
 }

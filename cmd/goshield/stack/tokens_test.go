@@ -218,29 +218,6 @@ func TestSecondConnectionWins(t *testing.T) {
 	})
 }
 
-// Row 48: an administrator's revocation closes the connection.
-func TestRevocationReachesTheGateway(t *testing.T) {
-	eachRedis(t, func(t *testing.T, redis []string) {
-		f := start(t, quickDocument(), redis)
-		id := f.device(t, nil).ClientID
-		d := f.raw(t)
-		d.hello(id, wire.Token{})
-		admin := f.secret(t, f.secrets.Admin)
-		until(t, time.Minute, "the device is revoked, and a replica knows", func() bool {
-			status, body := call(t, http.MethodDelete, "http://"+f.AuthAddr()+"/v1/clients/"+id.String()+"/token", admin, "")
-			if status != http.StatusNoContent && status != http.StatusServiceUnavailable {
-				t.Fatalf("revoke: %d %s", status, body)
-			}
-			return status == http.StatusNoContent
-		})
-		at := time.Now()
-		d.wantClosed(wire.CodeRevoked)
-		if took := time.Since(at); long && took > 5*time.Second {
-			t.Errorf("closed %v after the revocation, want 5 s at most", took)
-		}
-	})
-}
-
 // Row 45: a token that runs out ends its connection, however silent that is.
 func TestTokenExpiresOnALiveConnection(t *testing.T) {
 	eachRedis(t, func(t *testing.T, redis []string) {

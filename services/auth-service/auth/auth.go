@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,7 +100,7 @@ func New(cfg Config, deps service.Deps) (*Server, error) {
 			return nil, &config.Error{Key: "group_key_file", Err: err}
 		}
 	}
-	s.health = admin.NewHealth(deps.Metrics, redisDependency, groupKeyDependency)
+	s.health = admin.NewHealth(deps.Metrics, redisDependency, replicaDependency, groupKeyDependency)
 	s.audit = newAuditor(deps)
 	s.documents = newDocumentMetrics(deps.Metrics)
 	s.Apply(cfg.Defaults)
@@ -229,6 +230,7 @@ func (s *Server) tend() {
 		case <-tick.C:
 		}
 		s.watchRedis(ctx)
+		s.watchReplicas(ctx)
 		s.finishRevocations(ctx)
 	}
 }
@@ -252,6 +254,29 @@ func (s *Server) watchRedis(ctx context.Context) {
 			s.log.Warn("redis is away: enrolment, resume and rotation are refused", zap.Error(err))
 		} else {
 			s.log.Info("redis is back")
+		}
+	}
+}
+
+// replicaDependency is what the replicas of Redis are called in health and metrics.
+const replicaDependency = "redis_replica"
+
+// watchReplicas says so while writes have no replica to confirm them.
+func (s *Server) watchReplicas(ctx context.Context) {
+	if s.health.Degraded(redisDependency) != "" {
+		return // that is known, and nothing can be asked
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.budget)
+	defer cancel()
+	wrong := ""
+	if alone := s.store.Unconfirmed(ctx); len(alone) > 0 {
+		wrong = "no replica confirms writes at " + strings.Join(alone, ", ") + ": rotation pauses, revocations fail"
+	}
+	if s.health.SetDegraded(replicaDependency, wrong) {
+		if wrong != "" {
+			s.log.Warn(wrong)
+		} else {
+			s.log.Info("replicas of redis confirm writes again")
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -104,6 +105,14 @@ func TestStartWithoutRedis(t *testing.T) {
 // TestNoReplica: what becomes of the operations while no replica confirms.
 func TestNoReplica(t *testing.T) {
 	mini := miniredis.RunT(t)
+	confirming := atomic.Int64{} // replicas that do
+	mini.Server().SetPreHook(func(c *server.Peer, cmd string, _ ...string) bool {
+		if cmd != "WAIT" {
+			return false
+		}
+		c.WriteInt(int(confirming.Load()))
+		return true
+	})
 	err := mini.Server().Register("ROLE", func(c *server.Peer, _ string, _ []string) {
 		c.WriteLen(3)
 		c.WriteBulk("master")
@@ -126,6 +135,36 @@ func TestNoReplica(t *testing.T) {
 			t.Errorf("goshield_auth_unconfirmed_total %s = %v, want 1", op, got)
 		}
 	}
+	// While it lasts the readiness body says so; one confirmed write ends it.
+	eventually(t, "degraded", func() bool { w.enrol(newID()); return w.counter("goshield_degraded", "redis_replica") == 1 })
+	if ready, text := w.srv.Health().Ready(); !ready || !strings.Contains(text, "degraded: redis_replica: no replica confirms writes at "+mini.Addr()) {
+		t.Errorf("readiness %v %q, want ready, degraded: redis_replica", ready, text)
+	}
+	confirming.Store(1)
+	w.enrol(newID())
+	eventually(t, "recovered", func() bool { return w.counter("goshield_degraded", "redis_replica") == 0 })
+}
+
+// TestReplicaLost: a primary of a real cluster that has lost its replica is told of, though nothing is written to it; others are not; and its
+// return is.
+func TestReplicaLost(t *testing.T) {
+	t.Parallel()
+	c := redistest.StartOwn(t)
+	w := start(t, c.Config(), nil)
+	id := newID()
+	w.enrol(id)
+	primary, replica := c.Shard(token.Key(id))
+	if ready, text := w.srv.Health().Ready(); !ready || strings.Contains(text, "redis_replica") {
+		t.Errorf("readiness %v %q, want ready and nothing of replicas", ready, text)
+	}
+	replica.Kill()
+	eventually(t, "degraded", func() bool { return w.counter("goshield_degraded", "redis_replica") == 1 })
+	want := "degraded: redis_replica: no replica confirms writes at " + primary.Addr() + ": "
+	if ready, text := w.srv.Health().Ready(); !ready || !strings.Contains(text, want) {
+		t.Errorf("readiness %v %q, want ready, %s", ready, text, want)
+	}
+	replica.Start()
+	eventually(t, "recovered", func() bool { return w.counter("goshield_degraded", "redis_replica") == 0 })
 }
 
 // TestReplay: a token replayed after its grace revokes the record, tells every gateway, and stands

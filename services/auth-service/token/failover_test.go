@@ -317,6 +317,8 @@ func (s *shard) cutOff(t *testing.T) {
 	refused := func() bool {
 		return s.primary.Client().HSet(t.Context(), Key(s.devices[0].id), "x", "1").Err() != nil
 	}
+	cut := time.Now()
+	answered := s.stillSaysOK(t, func() bool { return time.Since(cut) < 2*redistest.NodeTimeout || !refused() })
 	for d, until := s.devices[0], time.Now().Add(2*redistest.NodeTimeout); time.Now().Before(until) || !refused(); {
 		s.sayNo(t, d)
 		if time.Now().After(until.Add(time.Minute)) {
@@ -326,6 +328,16 @@ func (s *shard) cutOff(t *testing.T) {
 	for _, d := range s.devices {
 		s.sayNo(t, d)
 	}
+	// It asks each of the others every half node timeout, and misses them when they have not answered for a whole one.
+	last := answered()
+	limit := 3 * redistest.NodeTimeout // on a machine with other work
+	if os.Getenv("GOSHIELD_TEST_LONG") != "" {
+		limit = 2 * redistest.NodeTimeout
+	}
+	if last.Sub(cut) > limit {
+		t.Errorf("a primary by itself still verified a token %v after the cut, want it to refuse within %v", last.Sub(cut), limit)
+	}
+	t.Attr("cut_off_primary_verified_for", max(0, last.Sub(cut)).Round(time.Millisecond).String())
 	for _, n := range s.cluster.Nodes() {
 		if n != s.primary {
 			n.Thaw()
@@ -333,6 +345,24 @@ func (s *shard) cutOff(t *testing.T) {
 	}
 	s.cluster.AwaitWhole()
 	s.intact(t)
+}
+
+// stillSaysOK asks the primary itself about the first device's token, again and again while goOn says so. What it returns
+// waits for that, and returns when the last ok came.
+func (s *shard) stillSaysOK(t *testing.T, goOn func() bool) (last func() time.Time) {
+	old := NewStore(s.primary.Client(), zap.NewNop()) // knows of no other node
+	d, ok, done := s.devices[0], time.Time{}, make(chan struct{})
+	go func() {
+		defer close(done)
+		for t.Context().Err() == nil && goOn() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			if _, err := old.Verify(ctx, d.id, d.have, "", rules); err == nil {
+				ok = time.Now()
+			}
+			cancel()
+		}
+	}()
+	return func() time.Time { <-done; return ok }
 }
 
 // sayNo wants that nothing is handed out, and nothing said to be revoked.
@@ -371,10 +401,26 @@ func (s *shard) wokenUp(t *testing.T) {
 		}
 	})
 	redistest.Until(t, "the replica takes over", s.replica.IsPrimary)
+	lost := s.devices[0]
+	redistest.Until(t, "a token is revoked where the primary is now", func() bool {
+		_, err := s.store.Revoke(s.ctx(), lost.id)
+		return errors.Is(err, ErrUnconfirmed) // there is no replica
+	})
+	asked := s.stillSaysOK(t, func() bool { return ctx.Err() == nil })
+	woken := time.Now()
 	s.primary.Thaw()
 	s.cluster.AwaitWhole()
 	cancel()
 	wait()
+	last := asked()
+	if limit := woken.Add(redistest.NodeTimeout); last.After(limit) {
+		t.Errorf("a primary that was replaced still verified a revoked token %v after it woke up", last.Sub(woken))
+	}
+	t.Attr("woken_primary_verified_a_revoked_token_for", max(0, last.Sub(woken)).Round(time.Millisecond).String())
+	if got := s.says(lost, lost.have); got != string(wire.CodeRevoked) {
+		t.Errorf("the revoked token is %s afterwards, want revoked", got)
+	}
+	s.enrol(lost)
 	if handedOut != 0 {
 		t.Errorf("%d rotations were handed out by a primary that was none any more", handedOut)
 	}

@@ -49,6 +49,9 @@ func (s *Store) onPrimary(ctx context.Context, key string, wait bool,
 		cmd, confirmed, err = s.send(ctx, n, limit, queue)
 		n.release()
 		if err == nil {
+			if wait {
+				s.replicas.note(n.Options().Addr, confirmed)
+			}
 			return cmd, confirmed || !wait, nil
 		}
 		if to = redirect(err); to == (target{}) && !temporary(err) {

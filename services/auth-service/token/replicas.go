@@ -3,6 +3,8 @@ package token
 import (
 	"context"
 	"errors"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -31,10 +33,15 @@ type replicas struct {
 	asked  time.Time     // when that was
 	asking chan struct{} // not nil while one caller asks; closed when it has done so
 	logged bool
+	// silent are the primaries, by address, whose latest write no replica has confirmed.
+	silent map[string]span
 }
 
+// span is the first and the last of several unconfirmed writes in a row.
+type span struct{ first, last time.Time }
+
 func newReplicas(rdb redis.UniversalClient, log *zap.Logger) *replicas {
-	return &replicas{rdb: rdb, log: log}
+	return &replicas{rdb: rdb, log: log, silent: map[string]span{}}
 }
 
 // expected reports whether writes are to be waited for. Now and then a caller has to ask. Until there was
@@ -99,4 +106,105 @@ func hasReplicas(ctx context.Context, rdb redis.UniversalClient) (bool, error) {
 	}
 	list, _ := role[2].([]any)
 	return role[0] == "master" && len(list) > 0, nil
+}
+
+// note tells whether a replica of that primary has confirmed a write.
+func (r *replicas) note(primary string, confirmed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if confirmed {
+		delete(r.silent, primary)
+		return
+	}
+	now := time.Now()
+	w, ok := r.silent[primary]
+	if !ok {
+		w.first = now
+	}
+	w.last = now
+	r.silent[primary] = w
+}
+
+const (
+	// ackLate is how long a replica may be silent that sends a word each second.
+	ackLate = 3 * time.Second
+	// staysSilent is for how long writes go unconfirmed until it is no mere hiccup.
+	staysSilent = time.Second
+)
+
+// unconfirmed returns the primaries, in order, that have no replica to confirm a write: as their last writes had it, or as they
+// say themselves while nothing is written. It is to be asked each second or so.
+func (r *replicas) unconfirmed(ctx context.Context) []string {
+	if !r.expected(ctx) {
+		return nil
+	}
+	follows := map[string]follower{}
+	var mu sync.Mutex
+	err := eachPrimary(ctx, r.rdb, func(ctx context.Context, c *redis.Client) error {
+		f := askFollower(ctx, c)
+		mu.Lock()
+		defer mu.Unlock()
+		follows[c.Options().Addr] = f
+		return nil
+	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var list []string
+	for primary, f := range follows {
+		w, silent := r.silent[primary]
+		if silent && f == followed && time.Since(w.last) > ackLate+staysSilent {
+			delete(r.silent, primary) // a hiccup: nothing is missing since
+			silent = false
+		}
+		if silent && w.last.Sub(w.first) >= staysSilent || f == alone && r.seen {
+			list = append(list, primary)
+		}
+	}
+	for primary := range r.silent {
+		if _, there := follows[primary]; !there && err == nil {
+			delete(r.silent, primary) // a primary no more
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+func eachPrimary(ctx context.Context, rdb redis.UniversalClient, do func(context.Context, *redis.Client) error) error {
+	switch c := rdb.(type) {
+	case *redis.ClusterClient:
+		return c.ForEachMaster(ctx, do)
+	case *redis.Client:
+		return do(ctx, c)
+	}
+	return nil
+}
+
+// follower is what a primary says of its replicas.
+type follower uint8
+
+const (
+	untold   follower = iota
+	followed          // one at least sends its word
+	alone
+)
+
+// askFollower reads `INFO replication`: a line "slave0:ip=…,state=online,offset=…,lag=1" for each replica, lag being the
+// seconds since its last word.
+func askFollower(ctx context.Context, c *redis.Client) follower {
+	text, err := c.Info(ctx, "replication").Result()
+	if err != nil || !strings.Contains(text, "role:master") {
+		return untold
+	}
+	for line := range strings.Lines(text) {
+		name, fields, ok := strings.Cut(strings.TrimSpace(line), ":")
+		if !ok || !strings.HasPrefix(name, "slave") || !strings.Contains(fields, "state=online") {
+			continue
+		}
+		_, lag, _ := strings.Cut(fields, "lag=")
+		seconds, err := strconv.Atoi(lag)
+		if err == nil && seconds <= int(ackLate.Seconds()) {
+			return followed
+		}
+	}
+	return alone
 }

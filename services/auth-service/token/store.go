@@ -39,6 +39,10 @@ func NewStore(rdb redis.UniversalClient, log *zap.Logger) *Store {
 // WaitFor sets how long a write waits for a replica, where 50 ms is not enough. It may be called before the store is used.
 func (s *Store) WaitFor(d time.Duration) { s.wait = d }
 
+// Unconfirmed returns the addresses of the primaries whose writes no replica confirms, or would not: while there is one, rotations of its
+// devices and revocations fail. It asks Redis, and is to be called each second or so. A Redis without replicas has none.
+func (s *Store) Unconfirmed(ctx context.Context) []string { return s.replicas.unconfirmed(ctx) }
+
 // Enrolment asks for a device's first token.
 type Enrolment struct {
 	ClientID wire.ClientID

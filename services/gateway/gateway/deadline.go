@@ -66,7 +66,7 @@ func (s *session) Expire(now int64) {
 	defer s.recoverFault() // the wheel turns for all sessions
 	late, v := s.look(now)
 	for _, p := range late {
-		p.tell(pushNoAck)
+		s.pushEnded(p, pushNoAck)
 	}
 	switch {
 	case v.reason == "":

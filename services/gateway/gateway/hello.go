@@ -106,7 +106,6 @@ func (s *session) handleProof(f wire.Frame) bool {
 // enrol has a new token issued. r holds what the device proved.
 func (s *session) enrol(r authapi.IssueRequest) bool {
 	r.ClientID, r.Owner, r.RemoteIP = s.client, s.owner(), s.remoteIP()
-	begun := s.srv.now()
 	s.helloCame()
 	answer, err := s.srv.auth.Issue(s.srv.ctx, r)
 	if err != nil {
@@ -114,13 +113,12 @@ func (s *session) enrol(r authapi.IssueRequest) bool {
 	}
 	return s.welcome(granted{
 		token: answer.Token, expiresAt: answer.ExpiresAt, expiresIn: answer.ExpiresIn,
-		epoch: answer.Epoch, previousOwner: answer.PreviousOwner, begun: begun,
+		epoch: answer.Epoch, previousOwner: answer.PreviousOwner,
 	})
 }
 
 // resume has the presented token verified, and the session claimed.
 func (s *session) resume(token wire.Token) bool {
-	begun := s.srv.now()
 	s.helloCame()
 	answer, err := s.srv.auth.Verify(s.srv.ctx, authapi.VerifyRequest{
 		ClientID: s.client, Token: token, Claim: &authapi.Claim{Owner: s.owner(), RemoteIP: s.remoteIP()},
@@ -133,7 +131,7 @@ func (s *session) resume(token wire.Token) bool {
 	}
 	return s.welcome(granted{
 		token: token, expiresAt: answer.ExpiresAt, expiresIn: answer.ExpiresIn,
-		epoch: answer.Epoch, previousOwner: answer.PreviousOwner, begun: begun,
+		epoch: answer.Epoch, previousOwner: answer.PreviousOwner,
 	})
 }
 
@@ -160,7 +158,6 @@ type granted struct {
 	expiresIn     int64 // ms
 	epoch         int64
 	previousOwner string
-	begun         int64 // when it was asked
 }
 
 // welcome opens the session. WELCOME is queued before anybody else can find the
@@ -179,8 +176,10 @@ func (s *session) welcome(g granted) bool {
 		older.takenOver()
 	}
 	s.srv.evictElsewhere(g.previousOwner, s.client, g.epoch)
-	if s.srv.table.revokedSince(s.client, g.begun) {
-		s.srv.suspect(s) // while auth-service was asked: which came first, the record tells
+	if s.srv.table.revokedLately(s.client, s.srv.now()) {
+		// Did the device enrol after that? Its record tells. While auth-service was asked, either may have come first; and a
+		// primary of Redis that was cut off before the revocation knows nothing of it (ADR 0007).
+		s.srv.suspects.add(s)
 	}
 	s.mu.Lock()
 	open := s.state == stateOpen

@@ -12,6 +12,7 @@ import (
 	"github.com/goshield/goshield/internal/dynamic"
 	"github.com/goshield/goshield/sdk/wire"
 	"github.com/goshield/goshield/services/gateway/lease"
+	"github.com/goshield/goshield/services/gateway/registry"
 )
 
 func limitedDoc(mode dynamic.OnLimit) dynamic.Document {
@@ -192,7 +193,7 @@ func TestWaitingDeviceCanBeClosed(t *testing.T) {
 		d.roundTrip(1)
 		d.request(2, `1`) // waits a quarter of an hour
 		synctest.Wait()
-		r.revoked(clientID(1), wire.CodeRevoked, true)
+		r.revoked(registry.Revocation{ClientID: clientID(1), Code: wire.CodeRevoked, Announced: true})
 		d.wantClosed(wire.CodeRevoked)
 	})
 }

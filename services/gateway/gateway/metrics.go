@@ -72,7 +72,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		closed:     counter("goshield_gateway_closed_total", "Device connections that ended, by reason.", "reason"),
 		handshakes: counter("goshield_gateway_handshakes_total", "Handshakes of device connections, by result.", "result"),
 		requests:   counter("goshield_gateway_requests_total", "Requests of devices that were answered, by service and code.", "service", "code"),
-		pushes:     counter("goshield_gateway_pushes_total", "Messages pushed to devices here, by what became of them.", "result"),
+		pushes:     counter("goshield_gateway_pushes_total", "Messages to be pushed, by what became of them: each once, and each that was queued once more at its end.", "result"),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "goshield_gateway_request_duration_seconds",
 			Help:    "Time from a request's frame to its answer being queued.",
@@ -102,7 +102,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, r := range []string{closedBye, closedEOF, closedReset, closedHandshake, closedFrameTimeout, closedWriteStalled, closedDrained, closedShutdown} {
 		m.closed.WithLabelValues(r)
 	}
-	for _, o := range []pushOutcome{pushQueued, pushQueueFull, pushRefused, pushNotConnected} {
+	for _, o := range []pushOutcome{pushQueued, pushQueueFull, pushRefused, pushNotConnected, pushUnavailable, pushAcked, pushNoAck, pushLost} {
 		m.pushes.WithLabelValues(string(o))
 	}
 	return m

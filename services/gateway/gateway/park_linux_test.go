@@ -14,6 +14,7 @@ import (
 
 	"github.com/goshield/goshield/internal/dynamic"
 	"github.com/goshield/goshield/sdk/wire"
+	"github.com/goshield/goshield/services/gateway/registry"
 )
 
 // Parked sessions, over real sockets: nothing is lost on the way into the lot and out of it, and everybody else finds
@@ -213,7 +214,7 @@ func TestEndsOfParkedSessions(t *testing.T) {
 			d.wantClosed(wire.CodeKicked)
 		}},
 		{"revoked", func(_ *testing.T, d *device) {
-			s.revoked(d.client, wire.CodeRevoked, true)
+			s.revoked(registry.Revocation{ClientID: d.client, Code: wire.CodeRevoked, Announced: true})
 			d.wantClosed(wire.CodeRevoked)
 		}},
 		{"taken over", func(_ *testing.T, d *device) {

@@ -63,6 +63,48 @@ func TestPushFromBackendCrossesGateways(t *testing.T) {
 	}
 }
 
+// RELIABILITY row 53: a message for a device of another gateway is acknowledged within 100 ms, by either way in.
+func TestPushAcrossGatewaysInTime(t *testing.T) {
+	const limit = 100 * time.Millisecond
+	w := newWorld(t, testDoc())
+	a, b := w.gateway("gw-a", nil), w.gateway("gw-b", nil)
+	awaitNodes(t, a, "gw-b")
+	d := w.enrolled(b, clientID(1))
+	ses := b.table.find(clientID(1))
+	w.setOwner(clientID(1), ses.owner(), ses.epoch)
+	acknowledge := func() {
+		t.Helper()
+		var p wire.Push
+		d.want(&p)
+		d.send(&wire.PushAck{ID: p.ID})
+	}
+	var fromBackend, fromAPI []time.Duration
+	for range 11 {
+		results := make(chan link.PushResult, 1)
+		at := time.Now()
+		a.pushFromBackend(clientID(1), "news", []byte(`{"a":1}`), func(r link.PushResult) { results <- r })
+		acknowledge()
+		if r := <-results; r != link.PushAcknowledged {
+			t.Fatalf("result = %v, want acknowledged", r)
+		}
+		fromBackend = append(fromBackend, time.Since(at))
+
+		status := make(chan int, 1)
+		at = time.Now()
+		go func() {
+			code, _ := api(t, a, http.MethodPost, deviceOf(clientID(1), "/messages"), `{"service":"news","body":1,"wait_ms":20000}`)
+			status <- code
+		}()
+		acknowledge()
+		if code := <-status; code != http.StatusOK {
+			t.Fatalf("push = %d, want 200", code)
+		}
+		fromAPI = append(fromAPI, time.Since(at))
+	}
+	wantMedian(t, "acknowledged, from a backend", limit, fromBackend)
+	wantMedian(t, "acknowledged, from the push API", limit, fromAPI)
+}
+
 // As many messages as there are slots may be on their way to other gateways; more are refused at once.
 func TestForwardedPushesAreBounded(t *testing.T) {
 	w := newWorld(t, testDoc())

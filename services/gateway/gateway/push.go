@@ -24,6 +24,7 @@ const (
 	pushNotConnected pushOutcome = "not_connected"
 	pushQueueFull    pushOutcome = "queue_full"
 	pushNoAck        pushOutcome = "no_ack"      // sent and not acknowledged: it may have arrived
+	pushLost         pushOutcome = "lost"        // counted only: the session ended before the acknowledgement; who asks is told no_ack
 	pushRefused      pushOutcome = "refused"     // no device could take it: too long, or no JSON
 	pushUnavailable  pushOutcome = "unavailable" // not sent; whether another gateway has the device cannot be told
 )
@@ -35,8 +36,13 @@ type pendingPush struct {
 	done     func(pushOutcome) // nil: nobody asks
 }
 
-// tell says what became of it.
-func (p pendingPush) tell(o pushOutcome) {
+// pushEnded counts what became of a message that was queued, and tells who asks. Nobody asks after one that was answered 202: the
+// count is all that says whether it arrived.
+func (s *session) pushEnded(p pendingPush, o pushOutcome) {
+	s.srv.metrics.pushes.WithLabelValues(string(o)).Inc()
+	if o == pushLost {
+		o = pushNoAck
+	}
 	if p.done != nil {
 		p.done(o)
 	}
@@ -94,7 +100,7 @@ func (s *session) handlePushAck(f wire.Frame) bool {
 		return s.refuse(e)
 	}
 	if p, ok := s.takePush(ack.ID); ok {
-		p.tell(pushAcked)
+		s.pushEnded(p, pushAcked)
 		return true
 	}
 	_, goOn := s.admit(len(f.Payload), nil)
@@ -168,6 +174,7 @@ func (s *Server) forwardPush(id wire.ClientID, m pushMessage, done func(link.Pus
 	select {
 	case s.peers.slots <- struct{}{}:
 	default:
+		s.metrics.pushes.WithLabelValues(string(pushQueueFull)).Inc()
 		done(link.PushQueueFull)
 		return
 	}
@@ -191,9 +198,14 @@ func (s *Server) pushElsewhere(ctx context.Context, id wire.ClientID, m pushMess
 	}
 	if err != nil {
 		s.log.Debug("cannot find a device's gateway", zap.Error(err))
+		s.metrics.pushes.WithLabelValues(string(pushUnavailable)).Inc()
 		return pushUnavailable
 	}
-	return s.peers.push(ctx, node, id, m)
+	outcome := s.peers.push(ctx, node, id, m) // which the other gateway counts, if it was reached
+	if outcome == pushUnavailable {
+		s.metrics.pushes.WithLabelValues(string(outcome)).Inc()
+	}
+	return outcome
 }
 
 // linkResult is an outcome as backends are told.

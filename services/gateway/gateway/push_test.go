@@ -5,6 +5,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
 	"github.com/goshield/goshield/sdk/link"
 	"github.com/goshield/goshield/sdk/wire"
 )
@@ -69,6 +71,40 @@ func TestPushOutcomes(t *testing.T) {
 			})
 		})
 	}
+}
+
+// RELIABILITY row 53: never silently lost: what was queued and nobody waits for (202) is counted at its end.
+func TestPushesAreCountedToTheirEnd(t *testing.T) {
+	bubble(t, testDoc(), func(t *testing.T, r *rig) {
+		d := r.enrolled(t, clientID(1))
+		push := func() wire.Push {
+			if o := r.pushAndWait(t.Context(), clientID(1), pushMessage{Service: "news", Body: []byte(`1`)}); o != pushQueued {
+				t.Fatalf("push = %s, want queued", o)
+			}
+			var p wire.Push
+			d.want(&p)
+			return p
+		}
+		count := func(want map[pushOutcome]float64) {
+			t.Helper()
+			synctest.Wait()
+			for _, o := range []pushOutcome{pushQueued, pushAcked, pushNoAck, pushLost} {
+				if got := testutil.ToFloat64(r.Server.metrics.pushes.WithLabelValues(string(o))); got != want[o] {
+					t.Errorf("pushes_total{%s} = %v, want %v", o, got, want[o])
+				}
+			}
+		}
+		p := push()
+		d.send(&wire.PushAck{ID: p.ID})
+		count(map[pushOutcome]float64{pushQueued: 1, pushAcked: 1})
+		p = push()
+		time.Sleep(r.timings.pushAck + time.Second)
+		count(map[pushOutcome]float64{pushQueued: 2, pushAcked: 1, pushNoAck: 1})
+		d.send(&wire.PushAck{ID: p.ID}) // too late: it was given up
+		push()
+		_ = d.conn.Close()
+		count(map[pushOutcome]float64{pushQueued: 3, pushAcked: 1, pushNoAck: 1, pushLost: 1})
+	})
 }
 
 // RELIABILITY row 53: never silently lost: a full queue refuses.

@@ -1,34 +1,27 @@
 package gateway
 
 import (
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/goshield/goshield/sdk/wire"
+	"github.com/goshield/goshield/services/gateway/registry"
 )
 
 // revoked hears that a device's token was revoked (registry.Config.OnRevoked). An announcement ends
-// its session at once. What the stream repeats later may be about a token that the
-// device has replaced since: then its record decides.
-func (s *Server) revoked(id wire.ClientID, code wire.Code, announced bool) {
-	s.table.noteRevoked(id, s.now())
-	ses := s.table.find(id)
+// its session at once, and so does the stream if it names the session's epoch or a later one. Else what it says may be about
+// a token that the device has replaced since: then its record decides.
+func (s *Server) revoked(r registry.Revocation) {
+	s.table.noteRevoked(r.ClientID, s.now())
+	ses := s.table.find(r.ClientID)
 	switch {
 	case ses == nil:
-	case announced:
-		ses.refuse(wire.Errorf(code, "the token was revoked"))
+	case r.Announced || ses.epoch <= r.Epoch:
+		ses.refuse(wire.Errorf(r.Code, "the token was revoked"))
 	default:
-		s.suspect(ses)
-	}
-}
-
-// suspect has a session compared with its record in Redis, soon.
-func (s *Server) suspect(ses *session) {
-	select {
-	case s.suspects <- ses:
-	default:
-		s.sessionsMayBeLost("many revocations at once")
+		s.suspects.add(ses)
 	}
 }
 
@@ -36,59 +29,98 @@ func (s *Server) suspect(ses *session) {
 // devices may have gone elsewhere while this gateway was cut off or asleep
 // (registry.Config.OnGap).
 func (s *Server) sessionsMayBeLost(reason string) {
-	select {
-	case s.gaps <- struct{}{}:
-		s.log.Info("comparing sessions with Redis", zap.String("reason", reason))
-	default: // that is under way already
-	}
+	s.log.Info("comparing sessions with Redis", zap.String("reason", reason))
+	s.suspects.addAll()
 }
 
 const (
-	suspectsMax    = 1024                  // that may wait
 	comparedAtOnce = 200                   // sessions a round trip
 	comparePause   = 20 * time.Millisecond // between two, so that 100 000 sessions take 10 s and Redis has room for others
 )
 
-// compareSessions waits for suspects and gaps. It ends with the gateway.
-func (s *Server) compareSessions() {
-	for {
-		select {
-		case ses := <-s.suspects:
-			s.compareList(s.moreSuspects(ses))
-		case <-s.gaps:
-			s.compareList(s.table.all())
-		case <-s.ctx.Done():
-			return
-		}
+// suspects are the sessions to be compared with their records in Redis: first those of which there is reason to think
+// that they are over, then, after a gap, all. None is in it twice, so that it is never larger than there are sessions.
+type suspects struct {
+	wake chan struct{} // holds one value if there may be something to do
+
+	mu    sync.Mutex
+	first map[*session]struct{}
+	all   bool       // all are to be compared, from now on
+	rest  []*session // of those that are being compared after a gap
+}
+
+func newSuspects() *suspects {
+	return &suspects{wake: make(chan struct{}, 1), first: make(map[*session]struct{})}
+}
+
+// add has sessions compared, soon.
+func (q *suspects) add(list ...*session) {
+	q.mu.Lock()
+	for _, ses := range list {
+		q.first[ses] = struct{}{}
+	}
+	q.mu.Unlock()
+	q.wakeUp()
+}
+
+// addAll has every session compared that is open now.
+func (q *suspects) addAll() {
+	q.mu.Lock()
+	q.all = true
+	q.mu.Unlock()
+	q.wakeUp()
+}
+
+func (q *suspects) wakeUp() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
 	}
 }
 
-// moreSuspects are those that wait, and the first.
-func (s *Server) moreSuspects(first *session) []*session {
-	list := []*session{first}
-	for {
-		select {
-		case ses := <-s.suspects:
-			list = append(list, ses)
-		default:
+// take takes out up to n. Who is suspected never waits for a comparison of all, which takes long.
+func (q *suspects) take(n int, open func() []*session) []*session {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.all && len(q.rest) == 0 {
+		q.all, q.rest = false, open()
+	}
+	list := make([]*session, 0, min(n, len(q.first)+len(q.rest)))
+	for ses := range q.first {
+		if len(list) == n {
 			return list
 		}
+		list = append(list, ses)
+		delete(q.first, ses)
 	}
+	more := min(n-len(list), len(q.rest))
+	list = append(list, q.rest[:more]...)
+	clear(q.rest[:more]) // a session that ends is not kept by this
+	if q.rest = q.rest[more:]; len(q.rest) == 0 {
+		q.rest = nil
+	}
+	return list
 }
 
-// compareList compares sessions, some at a time. What cannot be read is tried again.
-func (s *Server) compareList(list []*session) {
-	for len(list) > 0 {
-		n := min(len(list), comparedAtOnce)
-		if err := s.compare(list[:n]); err != nil {
-			s.log.Debug("sessions cannot be compared yet", zap.Error(err))
-			if !s.sleep(time.Second) {
+// compareSessions compares suspects, some at a time. What cannot be read is tried again. It ends with the gateway.
+func (s *Server) compareSessions() {
+	for {
+		list := s.suspects.take(comparedAtOnce, s.table.all)
+		if len(list) == 0 {
+			select {
+			case <-s.suspects.wake:
+				continue
+			case <-s.ctx.Done():
 				return
 			}
-			continue
 		}
-		list = list[n:]
-		if !s.sleep(comparePause) {
+		pause := comparePause
+		if err := s.compare(list); err != nil {
+			s.log.Debug("sessions cannot be compared yet", zap.Error(err))
+			s.suspects.add(list...)
+			pause = time.Second
+		}
+		if !s.sleep(pause) {
 			return
 		}
 	}

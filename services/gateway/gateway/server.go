@@ -121,8 +121,7 @@ type Server struct {
 	sheds      chan struct{}
 	farewells  chan struct{} // of devices that are told to come later
 	memoryFull atomic.Bool
-	suspects   chan *session // to be compared with Redis
-	gaps       chan struct{} // holds one value while all sessions are to be
+	suspects   *suspects
 
 	ctx    context.Context // of everything that runs; ends last
 	cancel context.CancelFunc
@@ -173,7 +172,7 @@ func newServer(cfg Config, deps service.Deps, t timings) (*Server, error) {
 		health:  admin.NewHealth(deps.Metrics, dependencyAuth, dependencyRedis),
 		wheel:   wheel.New(t.tick, wheelSlots),
 		sockets: newSockets(), table: newTable(),
-		sheds: make(chan struct{}, shedsMax), farewells: make(chan struct{}, farewellsMax), suspects: make(chan *session, suspectsMax), gaps: make(chan struct{}, 1),
+		sheds: make(chan struct{}, shedsMax), farewells: make(chan struct{}, farewellsMax), suspects: newSuspects(),
 		bootID: uint64(rand.Uint32()),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())

@@ -262,22 +262,6 @@ func TestStartsWithNothingThere(t *testing.T) {
 	awaitNodes(t, s, "gw-1")
 }
 
-// RELIABILITY row 48, and 42: by announcement at once, by the stream within a recheck.
-func TestRevocationReachesSessions(t *testing.T) {
-	doc := testDoc()
-	doc.Token.Recheck = dynamic.Duration(200 * time.Millisecond)
-	w := newWorld(t, doc)
-	s := w.gateway("gw-1", nil)
-	awaitNodes(t, s, "gw-1")
-	eventually(t, "the gateway follows the channel and the stream", func() bool { return s.directory.Following() })
-	announced, streamed, other := w.enrolled(s, clientID(1)), w.enrolled(s, clientID(2)), w.enrolled(s, clientID(3))
-	w.announceRevocation(clientID(1), wire.CodeRevoked, true)
-	announced.wantClosed(wire.CodeRevoked)
-	w.announceRevocation(clientID(2), wire.CodeTokenReused, false)
-	streamed.wantClosed(wire.CodeTokenReused)
-	other.beat()
-}
-
 // A killed gateway says nothing to anybody; its node key lapses by itself.
 func TestKill(t *testing.T) {
 	w := newWorld(t, testDoc())

@@ -409,7 +409,7 @@ func (s *session) wrapUp(over ended, reason string) {
 		r.handle.Cancel()
 	}
 	for _, p := range over.pushes {
-		p.tell(pushNoAck)
+		s.pushEnded(p, pushLost)
 	}
 	if over.release {
 		s.srv.releases.add(over.client, over.epoch)

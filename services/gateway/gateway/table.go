@@ -15,7 +15,7 @@ type table struct {
 	parts [256]tablePart
 
 	mu      sync.Mutex
-	revoked map[wire.ClientID]int64 // when, in the last moments; see revokedSince
+	revoked map[wire.ClientID]int64 // when, in the last moments; see revokedLately
 	swept   int64
 }
 
@@ -38,8 +38,8 @@ const (
 	evictedMax = 1024
 )
 
-// revokedMemory is how long a revocation is remembered for sessions that are just opening: longer than any
-// call to auth-service takes.
+// revokedMemory is how long a revocation is remembered for sessions that open: longer than any call to auth-service
+// takes, and than a primary of Redis that has been replaced goes on answering.
 const revokedMemory = int64(30 * time.Second)
 
 func newTable() *table {
@@ -187,12 +187,12 @@ func (t *table) noteRevoked(id wire.ClientID, now int64) {
 	t.revoked[id] = now
 }
 
-// revokedSince reports whether a revocation was heard of at or after the given time.
-func (t *table) revokedSince(id wire.ClientID, since int64) bool {
+// revokedLately reports whether a revocation was heard of in the last moments.
+func (t *table) revokedLately(id wire.ClientID, now int64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	at, ok := t.revoked[id]
-	return ok && at >= since
+	return ok && now-at <= revokedMemory
 }
 
 // takenOver ends a session whose device has a newer one. One that was asked to go

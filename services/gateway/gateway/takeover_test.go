@@ -146,20 +146,36 @@ func TestRevokedWhileOpening(t *testing.T) {
 		again.send(&wire.Hello{ClientID: clientID(1), Token: d.token})
 		synctest.Wait()
 		r.nodes.setRecord(clientID(1), registry.Record{Known: true, Revoked: wire.CodeRevoked})
-		r.revoked(clientID(1), wire.CodeRevoked, true)
+		r.revoked(registry.Revocation{ClientID: clientID(1), Code: wire.CodeRevoked, Announced: true})
 		var w wire.Welcome
 		again.want(&w)
 		again.wantClosed(wire.CodeRevoked)
 		// Enrolling after that is another matter, although the stream repeats the revocation.
 		r.auth.set(func() { r.auth.delay = 0 })
-		anew := r.enrolled(t, clientID(1))
 		r.nodes.setRecord(clientID(1), registry.Record{Known: true})
-		r.revoked(clientID(1), wire.CodeRevoked, false)
+		anew := r.enrolled(t, clientID(1))
+		r.revoked(registry.Revocation{ClientID: clientID(1), Code: wire.CodeRevoked})
 		synctest.Wait()
 		anew.roundTrip(1)
 		r.nodes.setRecord(clientID(1), registry.Record{Known: true, Revoked: wire.CodeRevoked})
-		r.revoked(clientID(1), wire.CodeRevoked, false)
+		r.revoked(registry.Revocation{ClientID: clientID(1), Code: wire.CodeRevoked})
 		anew.wantClosed(wire.CodeRevoked)
+	})
+}
+
+// A verdict from a primary of Redis that was cut off before a revocation, on a token presented after it, is not believed for long.
+func TestResumedAfterTheRevocation(t *testing.T) {
+	bubble(t, testDoc(), func(t *testing.T, r *rig) {
+		d := r.enrolled(t, clientID(1))
+		r.nodes.setRecord(clientID(1), registry.Record{Known: true, Revoked: wire.CodeRevoked})
+		r.revoked(registry.Revocation{ClientID: clientID(1), Code: wire.CodeRevoked, Announced: true})
+		d.wantClosed(wire.CodeRevoked)
+		time.Sleep(time.Duration(revokedMemory) / 2)
+		again := r.connect(t)
+		again.send(&wire.Hello{ClientID: clientID(1), Token: d.token}) // the fake auth-service has not heard of it
+		var w wire.Welcome
+		again.want(&w)
+		again.wantClosed(wire.CodeRevoked)
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/goshield/goshield/internal/dynamic"
 	"github.com/goshield/goshield/sdk/wire"
 	"github.com/goshield/goshield/services/gateway/authclient"
+	"github.com/goshield/goshield/services/gateway/registry"
 )
 
 // rotatingDoc rotates with every heartbeat that may.
@@ -114,7 +115,7 @@ func TestReplayClosesEveryConnection(t *testing.T) {
 		thief := r.connect(t)
 		thief.send(&wire.Hello{ClientID: clientID(1), Token: stolen})
 		thief.wantClosed(wire.CodeTokenReused)
-		r.revoked(clientID(1), wire.CodeTokenReused, true) // as the feed announces it
+		r.revoked(registry.Revocation{ClientID: clientID(1), Code: wire.CodeTokenReused, Announced: true}) // as the feed announces it
 		d.wantClosed(wire.CodeTokenReused)
 	})
 }

@@ -109,11 +109,11 @@ type Config struct {
 	Self Node
 	// Open connects to Redis. It is called until it succeeds.
 	Open func(ctx context.Context) (redis.UniversalClient, error)
-	// Recheck is how often the stream of revocations is read.
+	// Recheck is the time within which a revocation is found in the stream.
 	Recheck func() time.Duration
 	// OnRevoked hears of a revoked token: announced, at the moment, and once more from the
-	// stream, when the device may have enrolled again (see Records). It must not block.
-	OnRevoked func(id wire.ClientID, code wire.Code, announced bool)
+	// stream, when the device may have enrolled again. It must not block.
+	OnRevoked func(Revocation)
 	// OnGap hears that revocations may have been missed, or that this node's key had
 	// lapsed: every session has to be compared with its record (see Records). It must not block.
 	OnGap func(reason string)

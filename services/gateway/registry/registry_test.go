@@ -49,14 +49,19 @@ func (shared) Close() error { return nil }
 
 func start(t *testing.T, node string, open func(context.Context) (redis.UniversalClient, error)) (*Registry, *heard) {
 	t.Helper()
+	return startRechecking(t, node, open, 100*time.Millisecond)
+}
+
+func startRechecking(t *testing.T, node string, open func(context.Context) (redis.UniversalClient, error), recheck time.Duration) (*Registry, *heard) {
+	t.Helper()
 	h := &heard{}
 	r := New(Config{
 		Node: node, Self: Node{Push: "10.0.0.1:9400", Admin: "10.0.0.1:9090", Boot: "b"}, Open: open,
-		Recheck: func() time.Duration { return 100 * time.Millisecond },
-		OnRevoked: func(id wire.ClientID, code wire.Code, announced bool) {
+		Recheck: func() time.Duration { return recheck },
+		OnRevoked: func(r Revocation) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
-			h.revoked = append(h.revoked, fmt.Sprint(id, " ", code, " ", announced))
+			h.revoked = append(h.revoked, fmt.Sprint(r.ClientID, " ", r.Code, " ", r.Announced))
 		},
 		OnGap:   func(string) { h.mu.Lock(); defer h.mu.Unlock(); h.gaps++ },
 		OnState: func(err error) { h.mu.Lock(); defer h.mu.Unlock(); h.states = append(h.states, err) },
@@ -253,6 +258,91 @@ func TestRevocationsInPages(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "every entry is heard", func() bool { return h.count(id, wire.CodeRevoked, false) == 2*streamPage+9 })
+}
+
+// reads tells of each read of a stream, when it is over.
+type reads chan struct{}
+
+func (reads) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (reads) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (r reads) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if cmd.Name() == "xrange" {
+			select {
+			case r <- struct{}{}:
+			default:
+			}
+		}
+		return err
+	}
+}
+
+// An entry that comes just after the stream was read is found within a recheck all the same.
+func TestStreamIsReadWithinARecheck(t *testing.T) {
+	const recheck = time.Second
+	redistest.Each(t, func(t *testing.T, rdb redis.UniversalClient) {
+		r, h := startRechecking(t, fmt.Sprintf("gw-%x", rand.Uint64()), over(rdb), recheck)
+		eventually(t, "revocations are followed", r.Following)
+		read := make(reads)
+		rdb.AddHook(read)
+		var times []time.Duration
+		for range 5 {
+			select {
+			case <-read:
+			case <-time.After(time.Minute):
+				t.Fatal("the stream is not read")
+			}
+			id, at := randomID(), time.Now()
+			if err := rdb.XAdd(t.Context(), &redis.XAddArgs{Stream: "goshield:revoked", MaxLen: 100000, Approx: true,
+				Values: []any{"client_id", id.String(), "code", "revoked"}}).Err(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the entry is heard", func() bool { return h.count(id, wire.CodeRevoked, false) == 1 })
+			times = append(times, time.Since(at))
+		}
+		slices.Sort(times)
+		if median := times[len(times)/2]; median > recheck {
+			t.Errorf("found after %v at the median, want within %v", median, recheck)
+		}
+	})
+}
+
+// A stream that no longer has the entry that was read last may have lost others with it: that is a gap, and what comes then
+// is heard although, by the clock of another primary, it is earlier.
+func TestStreamThatLostItsEnd(t *testing.T) {
+	_, rdb := redistest.Embedded(t)
+	r, h := start(t, "gw-1", over(rdb))
+	eventually(t, "revocations are followed", r.Following)
+	gaps := func() int { h.mu.Lock(); defer h.mu.Unlock(); return h.gaps }
+	before := gaps()
+	add := func(entry string) wire.ClientID {
+		t.Helper()
+		id := randomID()
+		if err := rdb.XAdd(t.Context(), &redis.XAddArgs{Stream: "goshield:revoked", ID: entry, Values: []any{"client_id", id.String(), "code", "revoked"}}).Err(); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	read := add("*")
+	eventually(t, "an entry is heard", func() bool { return h.count(read, wire.CodeRevoked, false) == 1 })
+	if got := gaps(); got != before {
+		t.Errorf("gaps = %d, want %d", got, before)
+	}
+	if err := rdb.Del(t.Context(), "goshield:revoked").Err(); err != nil {
+		t.Fatal(err)
+	}
+	add("5-1")
+	eventually(t, "the loss is noticed", func() bool { return gaps() > before })
+	next := add("6-1")
+	eventually(t, "an entry after the loss is heard", func() bool { return h.count(next, wire.CodeRevoked, false) == 1 })
+	if got := h.count(read, wire.CodeRevoked, false); got != 1 {
+		t.Errorf("an entry was heard %d times, want once", got)
+	}
 }
 
 // Redis may be away at the start, and go away later: nothing ends, and what the stream

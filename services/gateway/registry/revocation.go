@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"strconv"
 	"strings"
 	"time"
 
@@ -10,11 +11,22 @@ import (
 )
 
 // Revocations come twice: announced on a channel, at once and without promise, and in a
-// stream, read each recheck, of which nothing is missed that it still holds.
+// stream, read within each recheck, of which nothing is missed that it still holds.
 
 // streamKeeps is how long an entry surely stays in the stream (docs/PROTOCOL.md, Revocation). A
 // reader that was away for longer may have missed some.
 const streamKeeps = 30 * time.Second
+
+// Revocation is a device's token that is no longer good.
+type Revocation struct {
+	ClientID wire.ClientID
+	Code     wire.Code // revoked or token_reused
+	// Epoch is that of the revoked record: sessions up to it are meant, and one of a later epoch if its record says so. 0: it was not told.
+	Epoch int64
+	// Announced: it happened just now. Else the stream tells of it, once more or for the first time, and
+	// the device may have enrolled again since.
+	Announced bool
+}
 
 // followStream reads the stream from its end at the time of the first contact. It ends when
 // ctx does.
@@ -22,63 +34,96 @@ func (r *Registry) followStream() {
 	var last string // the last entry seen; "" before the first contact
 	var seen time.Time
 	for {
-		entries, err := r.readStream(&last)
+		began := time.Now()
+		missed, err := r.readStream(&last)
 		r.report(taskStream, err)
-		wait := r.cfg.Recheck()
+		// From one read's beginning to the next one's there is less than a recheck, so that within one an entry is
+		// found and what follows from it done.
+		next := began.Add(r.cfg.Recheck() * 4 / 5)
 		switch {
 		case err != nil:
-			wait = min(wait, retryEvery)
-		case seen.IsZero(), wallSince(seen) > streamKeeps:
+			next = time.Now().Add(min(r.cfg.Recheck(), retryEvery))
+		case seen.IsZero(), missed, wallSince(seen) > streamKeeps:
 			r.note(func() { r.streamRead = true })
-			r.cfg.OnGap("the stream of revocations was not read until now")
+			r.cfg.OnGap("the stream of revocations may hold less than has happened since it was read")
 			fallthrough
 		default:
 			seen = time.Now()
 		}
-		for _, m := range entries {
-			id, _ := m.Values["client_id"].(string)
-			code, _ := m.Values["code"].(string)
-			r.heard(id, code, false)
-		}
-		if !r.pause(wait) {
+		if !r.pause(time.Until(next)) {
 			return
 		}
 	}
 }
 
-// readStream returns what came after last, and moves it.
-func (r *Registry) readStream(last *string) ([]redis.XMessage, error) {
+// beginning is before every entry of a stream.
+const beginning = "0-0"
+
+// readStream hears what came after last, in the order of its coming, and moves it. missed: the entry at last is there no more. Either the stream has
+// grown beyond what it holds since, or a failover has lost its end: entries may have come that nobody will read.
+func (r *Registry) readStream(last *string) (missed bool, err error) {
 	rdb, err := r.Client()
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	ctx, cancel := context.WithTimeout(r.ctx, callTimeout)
-	defer cancel()
 	if *last == "" {
-		newest, err := rdb.XRevRangeN(ctx, revokedName, "+", "-", 1).Result()
-		if err != nil {
-			return nil, err
-		}
-		*last = "0-0"
-		if len(newest) == 1 {
-			*last = newest[0].ID
-		}
-		return nil, nil
+		return false, r.skipStream(rdb, last)
 	}
-	var all []redis.XMessage
+	known := *last != beginning
 	for {
-		page, err := rdb.XRangeN(ctx, revokedName, "("+*last, "+", streamPage).Result()
+		page, err := r.readPage(rdb, *last)
 		if err != nil {
-			return all, err
+			return false, err
+		}
+		if known && (len(page) == 0 || page[0].ID != *last) {
+			// Every session will be compared with its record, which says whatever the entries do. They may even
+			// be earlier than last, by the clock of another primary.
+			return true, r.skipStream(rdb, last)
+		}
+		full := len(page) == streamPage
+		if known {
+			page = page[1:]
 		}
 		if len(page) > 0 {
-			*last = page[len(page)-1].ID
+			*last, known = page[len(page)-1].ID, true
 		}
-		all = append(all, page...)
-		if len(page) < streamPage {
-			return all, nil
+		for _, m := range page {
+			r.heardInStream(m)
+		}
+		if !full {
+			return false, nil
 		}
 	}
+}
+
+func (r *Registry) heardInStream(m redis.XMessage) {
+	id, _ := m.Values["client_id"].(string)
+	code, _ := m.Values["code"].(string)
+	text, _ := m.Values["epoch"].(string)
+	epoch, _ := strconv.ParseInt(text, 10, 64) // 0 where it is missing, as an older auth-service's may
+	r.heard(id, code, epoch, false)
+}
+
+// readPage reads from an entry on.
+func (r *Registry) readPage(rdb redis.UniversalClient, from string) ([]redis.XMessage, error) {
+	ctx, cancel := context.WithTimeout(r.ctx, callTimeout)
+	defer cancel()
+	return rdb.XRangeN(ctx, revokedName, from, "+", streamPage).Result()
+}
+
+// skipStream moves last to the stream's end.
+func (r *Registry) skipStream(rdb redis.UniversalClient, last *string) error {
+	ctx, cancel := context.WithTimeout(r.ctx, callTimeout)
+	defer cancel()
+	newest, err := rdb.XRevRangeN(ctx, revokedName, "+", "-", 1).Result()
+	if err != nil {
+		return err
+	}
+	*last = beginning
+	if len(newest) == 1 {
+		*last = newest[0].ID
+	}
+	return nil
 }
 
 // followChannel listens to the announcements; the client subscribes again by itself after a failure. It
@@ -102,7 +147,7 @@ func (r *Registry) followChannel() {
 				r.note(func() { r.subscribed = true })
 			case *redis.Message:
 				id, code, _ := strings.Cut(m.Payload, " ")
-				r.heard(id, code, true)
+				r.heard(id, code, 0, true)
 			}
 		case <-r.ctx.Done():
 			return
@@ -111,13 +156,13 @@ func (r *Registry) followChannel() {
 }
 
 // heard hands a revocation on.
-func (r *Registry) heard(idText, code string, announced bool) {
+func (r *Registry) heard(idText, code string, epoch int64, announced bool) {
 	id, err := wire.ParseClientID(idText)
 	if err != nil {
 		r.cfg.Log.Warn("revocation without a client_id")
 		return
 	}
-	r.cfg.OnRevoked(id, knownCode(code), announced)
+	r.cfg.OnRevoked(Revocation{ClientID: id, Code: knownCode(code), Epoch: epoch, Announced: announced})
 }
 
 // knownCode is the code of a revocation; one that a newer auth-service may
