@@ -71,7 +71,11 @@ func tryWith(stdin string, args ...string) (string, error) {
 	cmd.Dir = ".."
 	cmd.Env = append(os.Environ(), "COMPOSE_PROJECT_NAME="+project, "GOSHIELD_NET="+network)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
-	if err := cmd.Run(); err != nil {
+	err := cmd.Run()
+	if slices.Contains(args, "--rm") { // all that its container said
+		gone.add("containers of single commands", stdout.String()+stderr.String())
+	}
+	if err != nil {
 		text := stderr.String()
 		return stdout.String(), fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, text[max(0, len(text)-1000):])
 	}
@@ -95,9 +99,34 @@ func await(t *testing.T, what string, limit time.Duration, check func() error) t
 	}
 }
 
+// firstUp is what somebody does who has the images: one command, which must end well, and in time.
+func firstUp(t *testing.T) {
+	t.Helper()
+	const promised = 3 * time.Minute
+	start := time.Now()
+	compose(t, "up", "-d", "--wait", "--no-build", "--quiet-pull")
+	took := time.Since(start)
+	t.Attr("up_and_healthy", took.Round(time.Second).String())
+	if took > promised {
+		t.Errorf("it took %v until all was up and healthy, promised are %v", took.Round(time.Second), promised)
+	}
+}
+
+// replicas are how many gateways there are unless a test has scaled them.
+const replicas = 2
+
 // up brings all of it to health again, whatever a test has done. Compose gives up at once on a part that is
-// unwell, as one is that was just frozen.
+// unwell, as one is that was just frozen. Gateways that it removes are heard.
 func up(t *testing.T, args ...string) {
+	t.Helper()
+	if gateways := everyContainer(t, "gateway"); len(gateways) > replicas {
+		listen(t, gateways, func() { bringUp(t, args...) })
+		return
+	}
+	bringUp(t, args...)
+}
+
+func bringUp(t *testing.T, args ...string) {
 	t.Helper()
 	await(t, "all is up and healthy", patience, func() error {
 		_, err := try(append(composeCommand(), append([]string{"up", "-d", "--wait", "--wait-timeout", "120", "--no-build", "--quiet-pull"}, args...)...)...)

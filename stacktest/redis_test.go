@@ -329,7 +329,12 @@ func backupAndRestore(t *testing.T, s *stack) {
 
 	// All of Redis is lost.
 	compose(t, "stop", "gateway", "auth-service")
-	compose(t, append([]string{"rm", "-sfv", "redis-cluster"}, redisNodes...)...)
+	lost := append([]string{"redis-cluster"}, redisNodes...)
+	var names []string
+	for _, service := range lost {
+		names = append(names, name(service))
+	}
+	listen(t, names, func() { compose(t, append([]string{"rm", "-sfv"}, lost...)...) })
 	for _, n := range redisNodes {
 		docker(t, "volume", "rm", project+"_"+n)
 	}
