@@ -92,8 +92,9 @@ func (k keys) config(n int, addr string, store client.TokenStore) client.Config 
 	}
 	key := wire.DeviceKey(k.group, id)
 	k.known.addKey(id, key)
+	store = notingStore{store, k.known}
 	return client.Config{
-		Addr: addr, ClientID: id, DeviceKey: &key, TokenStore: notingStore{store, k.known},
+		Addr: addr, ClientID: id, DeviceKey: &key, TokenStore: store,
 		TLS:            &tls.Config{RootCAs: k.roots, ServerName: "localhost", MinVersion: tls.VersionTLS12},
 		RequestTimeout: answerIn, ConnectTimeout: 3 * time.Second, BackoffCap: 2 * time.Second, KeepDialing: true,
 	}
