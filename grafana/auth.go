@@ -10,7 +10,7 @@ func auth() board.Dashboard {
 		Rows: []board.Row{
 			{Title: "Now", Panels: authNow()},
 			{Title: "Operations", Panels: authOperations()},
-			process("auth-service"),
+			process("auth-service", 0.5),
 		},
 	}
 }
@@ -45,7 +45,7 @@ func authOperations() []board.Panel {
 			Description: "Calls a second. issue: enrolment; verify: resumption, and tokens a gateway does not know yet; rotate: from heartbeats.",
 			Queries:     []board.Query{{Expr: `sum by (operation) (rate(goshield_auth_operations_total{instance=~"$instance"}[$__rate_interval]))`, Legend: "{{operation}}"}},
 		}, {
-			Title: "Refused and failed", Unit: board.PerSecond,
+			Title: "Refused and failed", Unit: board.PerSecond, Thresholds: board.Below(0.1, 1),
 			Description: "Calls that did not succeed, by result. auth_unavailable: Redis did not answer or confirm.",
 			Queries:     []board.Query{{Expr: `sum by (operation, result) (rate(goshield_auth_operations_total{instance=~"$instance", result!~"ok|promoted|previous"}[$__rate_interval]))`, Legend: "{{operation}}: {{result}}"}},
 		}, {

@@ -12,7 +12,7 @@ func gateway() board.Dashboard {
 			{Title: "Requests", Panels: gatewayRequests()},
 			{Title: "Frames and pushes", Panels: gatewayFrames()},
 			{Title: "State", Panels: gatewayState()},
-			process("gateway"),
+			process("gateway", 1),
 		},
 	}
 }
@@ -87,7 +87,7 @@ func gatewayState() []board.Panel {
 			Description: "Time until the certificate shown to devices expires. CertificateExpires fires at 14 and at 3 days.",
 			Queries:     []board.Query{{Expr: `min(goshield_tls_certificate_expiry_seconds{instance=~"$instance"})`, Legend: "left"}},
 		}, {
-			Title: "Takeovers that failed", Unit: board.PerSecond, Width: 6,
+			Title: "Takeovers that failed", Unit: board.PerSecond, Thresholds: board.Below(0.1, 1), Width: 6,
 			Description: "Older sessions on another gateway that could not be ended there. They end by their heartbeat.",
 			Queries:     []board.Query{{Expr: `rate(goshield_gateway_takeovers_failed_total{instance=~"$instance"}[$__rate_interval])`, Legend: "{{instance}}"}},
 		}, {

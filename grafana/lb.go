@@ -10,7 +10,7 @@ func loadBalancer() board.Dashboard {
 		Rows: []board.Row{
 			{Title: "Connections", Panels: lbConnections()},
 			{Title: "Upstreams", Panels: lbUpstreams()},
-			process("lb"),
+			process("lb", 1),
 		},
 	}
 }
@@ -26,7 +26,7 @@ func lbConnections() []board.Panel {
 			Description: "Connections placed a second, by gateway. Uneven bars right after a gateway joined are slow start.",
 			Queries:     []board.Query{{Expr: `sum by (upstream) (rate(goshield_lb_connections_total{instance=~"$instance"}[$__rate_interval]))`, Legend: "{{upstream}}"}},
 		}, {
-			Title: "Refused", Unit: board.PerSecond,
+			Title: "Refused", Unit: board.PerSecond, Thresholds: board.Below(0.1, 1),
 			Description: "Connections turned away, by reason. per_ip_… are limits of one address; no_upstream and connect_failed mean that no gateway took it.",
 			Queries:     []board.Query{{Expr: `sum by (reason) (rate(goshield_lb_rejected_total{instance=~"$instance"}[$__rate_interval]))`, Legend: "{{reason}}"}},
 		}, {
@@ -61,7 +61,7 @@ func lbUpstreams() []board.Panel {
 			Description: "Gateways kept out because connecting to them failed several times in a row.",
 			Queries:     []board.Query{{Expr: `sum by (instance) (goshield_lb_upstream_ejected{instance=~"$instance"})`, Legend: "{{instance}}"}},
 		}, {
-			Title: "Time to connect", Unit: board.Seconds, Width: 12,
+			Title: "Time to connect", Unit: board.Seconds, Thresholds: board.Below(0.05, 0.5), Width: 12,
 			Description: "To a gateway. It grows when gateways are too busy to accept.",
 			Queries:     quantiles(`sum by (le) (rate(goshield_lb_connect_duration_seconds_bucket{instance=~"$instance"}[$__rate_interval]))`),
 		},

@@ -114,6 +114,28 @@ func TestPanelsExplainThemselves(t *testing.T) {
 	}
 }
 
+// TestNoQueryIsNeverEmpty: with a constant beside it, a panel whose series are gone looks like one where all is well.
+func TestNoQueryIsNeverEmpty(t *testing.T) {
+	for _, q := range queries() {
+		if strings.Contains(q.Query, "vector(") || strings.Contains(q.Query, "absent") {
+			t.Errorf("%s, %s: %s always has an answer", q.Dashboard, q.Panel, q.Query)
+		}
+	}
+}
+
+// TestThresholds: shares, latencies and times until something ends have colours for good and bad.
+func TestThresholds(t *testing.T) {
+	for _, d := range dashboards() {
+		for _, r := range d.Rows {
+			for _, p := range r.Panels {
+				if slices.Contains([]board.Unit{board.Ratio, board.Seconds, board.DurationOf}, p.Unit) && len(p.Thresholds) == 0 {
+					t.Errorf("%s, %s: a panel in %s wants thresholds", d.Title, p.Title, p.Unit)
+				}
+			}
+		}
+	}
+}
+
 // TestVariables: each is used, and none is used that is not there.
 func TestVariables(t *testing.T) {
 	variable := regexp.MustCompile(`\$(\w+)`)
@@ -133,6 +155,9 @@ func TestVariables(t *testing.T) {
 				t.Errorf("%s: nothing uses $%s", d.Title, v.Name)
 			}
 			delete(used, v.Name)
+		}
+		if !slices.ContainsFunc(d.Variables, func(v board.Variable) bool { return v.Name == "instance" }) {
+			t.Errorf("%s: has no choice of instances", d.Title)
 		}
 		delete(used, "__rate_interval")
 		if len(used) > 0 {

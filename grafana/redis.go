@@ -18,20 +18,20 @@ func redis() board.Dashboard {
 func redisCluster() []board.Panel {
 	return []board.Panel{
 		{
-			Kind: board.Stat, Title: "Nodes", Unit: board.Count, Width: 6,
-			Description: "Nodes that answer.",
+			Kind: board.Stat, Title: "Nodes", Unit: board.Count, Thresholds: board.Above(4, 6), Width: 6,
+			Description: "Nodes that answer. The compose file has six.",
 			Queries:     []board.Query{{Expr: `count(redis_up == 1)`}},
 		}, {
 			Kind: board.Stat, Title: "Slots served", Unit: board.Count, Thresholds: []board.Threshold{{Colour: "red"}, {Value: 16384, Colour: "green"}}, Width: 6,
 			Description: "Of 16384, as the node sees it that sees fewest. Devices in the others cannot enrol or resume.",
 			Queries:     []board.Query{{Expr: `min(redis_cluster_slots_ok)`}},
 		}, {
-			Kind: board.Stat, Title: "Primaries", Unit: board.Count, Width: 6,
-			Description: "Nodes that are primary.",
+			Kind: board.Stat, Title: "Primaries", Unit: board.Count, Thresholds: board.Above(2, 3), Width: 6,
+			Description: "Nodes that are primary, three at least. With two of three left, a failover still has its majority.",
 			Queries:     []board.Query{{Expr: `count(redis_instance_info{role="master"})`}},
 		}, {
-			Kind: board.Stat, Title: "Replicas that follow", Unit: board.Count, Width: 6,
-			Description: "Replicas with a link to their primary.",
+			Kind: board.Stat, Title: "Replicas that follow", Unit: board.Count, Thresholds: board.Above(1, 3), Width: 6,
+			Description: "Replicas with a link to their primary: one for each, three in the compose file.",
 			Queries:     []board.Query{{Expr: `sum(redis_master_link_up)`}},
 		}, {
 			Kind: board.Timeline, Title: "Answers", Unit: board.State, States: board.UpDown,
@@ -53,7 +53,7 @@ func redisLoad() []board.Panel {
 			Description: "Executed a second, by node.",
 			Queries:     []board.Query{{Expr: `rate(redis_commands_processed_total{instance=~"$instance"}[$__rate_interval])`, Legend: "{{instance}}"}},
 		}, {
-			Title: "Time in a command", Unit: board.Seconds,
+			Title: "Time in a command", Unit: board.Seconds, Thresholds: board.Below(0.001, 0.005),
 			Description: "Mean time the server itself spends on one, for the five that take most time in all.",
 			Queries: []board.Query{{Expr: `topk(5, sum by (cmd) (rate(redis_commands_duration_seconds_total{instance=~"$instance"}[$__rate_interval])))` +
 				` / sum by (cmd) (rate(redis_commands_total{instance=~"$instance"}[$__rate_interval]))`, Legend: "{{cmd}}"}},
@@ -76,15 +76,20 @@ func redisLoad() []board.Panel {
 func redisData() []board.Panel {
 	return []board.Panel{
 		{
-			Title: "Memory", Unit: board.Bytes,
-			Description: "In use by each node's data. RedisMemoryHigh fires at 85 % of maxmemory; beyond it writes are refused.",
+			Title: "Memory", Unit: board.Bytes, Width: 6,
+			Description: "In use by each node's data.",
 			Queries:     []board.Query{{Expr: `redis_memory_used_bytes{instance=~"$instance"}`, Legend: "{{instance}}"}},
 		}, {
-			Title: "Keys", Unit: board.Count,
+			Title: "Memory, of its limit", Unit: board.Ratio, Thresholds: board.Below(0.7, 0.85), Width: 6,
+			Description: "Of maxmemory. RedisMemoryHigh fires at 85 %; at the limit writes are refused.",
+			Queries: []board.Query{{Expr: `redis_memory_used_bytes{instance=~"$instance"} / (redis_memory_max_bytes{instance=~"$instance"} > 0)`,
+				Legend: "{{instance}}"}},
+		}, {
+			Title: "Keys", Unit: board.Count, Width: 6,
 			Description: "One for each device with a token, one for each that is registered, and a few of ours. Replicas count theirs, too.",
 			Queries:     []board.Query{{Expr: `sum by (instance) (redis_db_keys{instance=~"$instance"})`, Legend: "{{instance}}"}},
 		}, {
-			Title: "Evicted keys", Unit: board.PerSecond, Thresholds: board.Below(0.01, 1),
+			Title: "Evicted keys", Unit: board.PerSecond, Thresholds: board.Below(0.01, 1), Width: 6,
 			Description: "Must be 0: an evicted token is a device that has to enrol anew.",
 			Queries:     []board.Query{{Expr: `rate(redis_evicted_keys_total{instance=~"$instance"}[$__rate_interval])`, Legend: "{{instance}}"}},
 		},

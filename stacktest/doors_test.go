@@ -53,7 +53,7 @@ func commands(t *testing.T, s *stack) {
 		return err
 	})
 	s.fleet.settle(t)
-	compose(t, "--profile", "demo", "rm", "-sf", "demo")
+	listen(t, everyContainer(t, "demo"), func() { compose(t, "--profile", "demo", "rm", "-sf", "demo") })
 }
 
 // conforms tries some rules of the protocol over TLS and by WebSocket, in both versions, with the command that

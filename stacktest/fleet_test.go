@@ -38,6 +38,7 @@ type keys struct {
 	ca    string // the file of the authority's certificate
 	roots *x509.CertPool
 	group []byte
+	known *ledger // what devices with these keys have had
 }
 
 func readKeys(t *testing.T, dir string) keys {
@@ -59,7 +60,7 @@ func readKeys(t *testing.T, dir string) keys {
 	if !roots.AppendCertsFromPEM(pem) {
 		t.Fatalf("no certificate in %s", ca)
 	}
-	return keys{ca, roots, group}
+	return keys{ca, roots, group, newLedger()}
 }
 
 // fleet is devices that are connected and send requests until stop.
@@ -90,6 +91,8 @@ func (k keys) config(n int, addr string, store client.TokenStore) client.Config 
 		panic(err) // a number that is none
 	}
 	key := wire.DeviceKey(k.group, id)
+	k.known.addKey(id, key)
+	store = notingStore{store, k.known}
 	return client.Config{
 		Addr: addr, ClientID: id, DeviceKey: &key, TokenStore: store,
 		TLS:            &tls.Config{RootCAs: k.roots, ServerName: "localhost", MinVersion: tls.VersionTLS12},

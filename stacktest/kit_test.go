@@ -71,7 +71,11 @@ func tryWith(stdin string, args ...string) (string, error) {
 	cmd.Dir = ".."
 	cmd.Env = append(os.Environ(), "COMPOSE_PROJECT_NAME="+project, "GOSHIELD_NET="+network)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
-	if err := cmd.Run(); err != nil {
+	err := cmd.Run()
+	if slices.Contains(args, "--rm") { // all that its container said
+		gone.add("containers of single commands", stdout.String()+stderr.String())
+	}
+	if err != nil {
 		text := stderr.String()
 		return stdout.String(), fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, text[max(0, len(text)-1000):])
 	}
@@ -95,9 +99,38 @@ func await(t *testing.T, what string, limit time.Duration, check func() error) t
 	}
 }
 
+// promised holds what took some time against what the rows of docs/reliability.md allow.
+func promised(t *testing.T, what string, took, limit time.Duration) {
+	t.Helper()
+	t.Attr("promised", fmt.Sprintf("%s within %v: %v", what, limit, took.Round(100*time.Millisecond)))
+	if took > limit {
+		t.Errorf("%s: after %v, promised are %v", what, took.Round(100*time.Millisecond), limit)
+	}
+}
+
+// firstUp is what somebody does who has the images: one command, which must end well, and in time.
+func firstUp(t *testing.T) {
+	t.Helper()
+	start := time.Now()
+	compose(t, "up", "-d", "--wait", "--no-build", "--quiet-pull")
+	promised(t, "all is up and healthy", time.Since(start), 3*time.Minute)
+}
+
+// replicas are how many gateways there are unless a test has scaled them.
+const replicas = 2
+
 // up brings all of it to health again, whatever a test has done. Compose gives up at once on a part that is
-// unwell, as one is that was just frozen.
+// unwell, as one is that was just frozen. Gateways that it removes are heard.
 func up(t *testing.T, args ...string) {
+	t.Helper()
+	if gateways := everyContainer(t, "gateway"); len(gateways) > replicas {
+		listen(t, gateways, func() { bringUp(t, args...) })
+		return
+	}
+	bringUp(t, args...)
+}
+
+func bringUp(t *testing.T, args ...string) {
 	t.Helper()
 	await(t, "all is up and healthy", patience, func() error {
 		_, err := try(append(composeCommand(), append([]string{"up", "-d", "--wait", "--wait-timeout", "120", "--no-build", "--quiet-pull"}, args...)...)...)

@@ -175,13 +175,82 @@ func rollRedis(t *testing.T, s *stack) {
 
 func primaryDies(t *testing.T, s *stack) {
 	s.unnoticed(t, func() {
-		victim := s.whole(t)[0]
+		nodes := s.whole(t)
+		victim := nodes[0]
+		writable := s.writes(replicaOf(t, nodes, victim), keyAt(t, victim.slots))
 		docker(t, "kill", name(victim.service))
 		start := time.Now()
 		// As many devices as hit every primary's slots enrol.
 		startFleet(t, s.keys, visitors, 12, vip+":8443", client.MemoryStore()).stop()
 		t.Logf("twelve new devices enrolled within %v of the loss of a primary", time.Since(start).Round(100*time.Millisecond))
+		end := <-writable
+		if end.err != nil {
+			t.Fatal(end.err)
+		}
+		promised(t, "its slots are writable", end.at.Sub(start), 6*time.Second)
 	})
+}
+
+// written is when a write succeeded.
+type written struct {
+	at  time.Time
+	err error
+}
+
+// writes tries, over and over, to write a key to a node, which is a replica still. (It does not speak TLS.)
+func (s *stack) writes(to node, key string) <-chan written {
+	end := make(chan written, 1)
+	go func() { // ends when the write succeeds, or tryWith gives up
+		_, err := tryWith(s.redisPassword, "docker", "exec", "-i", name(to.service), "sh", "-ec",
+			`REDISCLI_AUTH=$(cat); export REDISCLI_AUTH; until redis-cli --user admin set "$0" x px 1000 | grep -q OK; do sleep 0.1; done`, key)
+		end <- written{time.Now(), err}
+	}()
+	return end
+}
+
+// keyAt makes a key of one of the slots, which stand as in "cluster nodes": 0-5460 6000.
+func keyAt(t *testing.T, slots string) string {
+	t.Helper()
+	first, _, _ := strings.Cut(slots, " ")
+	from, to, isRange := strings.Cut(first, "-")
+	if !isRange {
+		to = from
+	}
+	var low, high int
+	if _, err := fmt.Sscan(from+" "+to, &low, &high); err != nil {
+		t.Fatalf("slots %q: %v", slots, err)
+	}
+	for i := 0; ; i++ {
+		if key := fmt.Sprintf("goshield:suite:%d", i); slotOf(key) >= low && slotOf(key) <= high {
+			return key
+		}
+	}
+}
+
+// slotOf is the slot of a key without braces, as Redis Cluster's specification has it: CRC-16/XMODEM, of 16384.
+func slotOf(key string) int {
+	crc := uint16(0)
+	for _, b := range []byte(key) {
+		crc ^= uint16(b) << 8
+		for range 8 {
+			carry := crc&0x8000 != 0
+			crc <<= 1
+			if carry {
+				crc ^= 0x1021
+			}
+		}
+	}
+	return int(crc) % 16384
+}
+
+// TestSlotOf has the example of Redis's documentation.
+func TestSlotOf(t *testing.T) {
+	if got := slotOf("123456789"); got != 0x31c3 {
+		t.Errorf("123456789: slot %#x, want 0x31c3", got)
+	}
+	if got := slotOf(keyAt(t, "16383 2-3")); got != 16383 {
+		t.Errorf("a key of the last slot: slot %d", got)
+	}
 }
 
 // primaryDiesInRotation has every heartbeat bring a new token while primaries are lost, one after the
@@ -329,7 +398,12 @@ func backupAndRestore(t *testing.T, s *stack) {
 
 	// All of Redis is lost.
 	compose(t, "stop", "gateway", "auth-service")
-	compose(t, append([]string{"rm", "-sfv", "redis-cluster"}, redisNodes...)...)
+	lost := append([]string{"redis-cluster"}, redisNodes...)
+	var names []string
+	for _, service := range lost {
+		names = append(names, name(service))
+	}
+	listen(t, names, func() { compose(t, append([]string{"rm", "-sfv"}, lost...)...) })
 	for _, n := range redisNodes {
 		docker(t, "volume", "rm", project+"_"+n)
 	}

@@ -183,7 +183,7 @@ func gatewayFreezes(t *testing.T, s *stack) {
 				return err
 			})
 		}
-		t.Logf("the load balancers left it within %v", time.Since(start).Round(100*time.Millisecond))
+		promised(t, "the load balancers leave the frozen gateway", time.Since(start), 5*time.Second)
 		f := startFleet(t, s.keys, visitors, 5, vip+":8443", client.MemoryStore())
 		f.settle(t)
 		f.stop()
@@ -198,6 +198,25 @@ func gatewayFreezes(t *testing.T, s *stack) {
 			err = fmt.Errorf("%v sessions, want %d", sessions, devices)
 		}
 		return err
+	})
+}
+
+// authReplicaLost ends one of two auth-services. Its name goes with it, and an alert tells of it all the same.
+func authReplicaLost(t *testing.T, s *stack) {
+	const job = `job="auth-service"`
+	s.unnoticed(t, func() {
+		if found, err := firing("ReplicaLost", job); err != nil || len(found) > 0 {
+			t.Errorf("ReplicaLost of auth-service before one is lost: %v, %v", found, err)
+		}
+		victim := containers(t, "auth-service")[1]
+		docker(t, "stop", victim)
+		startFleet(t, s.keys, visitors, 3, vip+":8443", client.MemoryStore()).stop() // the other one lets devices in
+		fires(t, "ReplicaLost", job)
+		if found, err := firing("PartMissing", job); err != nil || len(found) > 0 {
+			t.Errorf("PartMissing, while one is left: %v, %v", found, err)
+		}
+		docker(t, "start", victim)
+		ends(t, "ReplicaLost", job)
 	})
 }
 

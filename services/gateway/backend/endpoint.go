@@ -38,6 +38,7 @@ func newEndpoint(s *service, to destination) *endpoint {
 	}
 	e.ejector = health.NewEjector(s.router.timing.ejectAfter, e.ejected)
 	e.pool = s.router.join(e, to, s.rules.demand())
+	s.router.metrics.addEndpoint(e)
 	for _, l := range *e.pool.live.Load() {
 		e.check(l.conn.Peer().Services) // those that open later check it themselves
 	}

@@ -57,6 +57,26 @@ func (m *metrics) unregister() {
 	}
 }
 
+// Counters begin at 0 when what they count faults of comes, so that the first fault is a step and no
+// new series, which rate() does not see.
+
+func (m *metrics) addService(name string) {
+	m.resolveFailures.WithLabelValues(name)
+	for _, result := range []string{"sent", "over_budget", "no_endpoint"} {
+		m.retries.WithLabelValues(name, result)
+	}
+}
+
+func (m *metrics) addEndpoint(e *endpoint) {
+	m.ejections.WithLabelValues(e.service.name, e.address())
+}
+
+func (m *metrics) addAddress(address string) {
+	for _, reason := range []string{"late", "unknown"} {
+		m.dropped.WithLabelValues(address, reason)
+	}
+}
+
 // forget drops the counters of an endpoint that is gone: addresses come and go.
 func (m *metrics) forget(e *endpoint) {
 	m.ejections.DeleteLabelValues(e.service.name, e.address())

@@ -85,6 +85,7 @@ func (r *Router) join(e *endpoint, to destination, want demand) *pool {
 		p.sharers.Store(new([]*endpoint))
 		r.open[to] = p
 		r.pools[p] = struct{}{}
+		r.metrics.addAddress(to.address)
 		r.working.Add(1)
 		go p.sweep() // ends when the pool is without users and has drained
 	}

@@ -55,6 +55,7 @@ type service struct {
 func newService(r *Router, name string) *service {
 	s := &service{router: r, name: name, log: r.cfg.Log.With(zap.String("service", name)), down: true} // until the first link: no news
 	s.budget.tenths.Store(firstRetries * retryCost)
+	r.metrics.addService(name)
 	return s
 }
 
