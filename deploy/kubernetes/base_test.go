@@ -2,6 +2,8 @@ package kubernetes
 
 import (
 	"maps"
+	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -97,6 +99,40 @@ func merged(o *objects) map[string]bool {
 		names[n] = true
 	}
 	return names
+}
+
+// What a part's configuration reads from its secret is what docs/deploy.md has people put there.
+func TestSecretsAreDocumented(t *testing.T) {
+	manual, err := os.ReadFile("../../docs/deploy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands := strings.ReplaceAll(string(manual), "\\\n", " ")
+	put, wanted := regexp.MustCompile(`--from-file=([a-z.-]+)`), regexp.MustCompile(`/run/secrets/([a-z.-]+)`)
+	for name := range build(t).deployments {
+		_, rest, found := strings.Cut(commands, "create secret generic "+name+" ")
+		if !found {
+			t.Errorf("%s: docs/deploy.md makes no secret of this name", name)
+			continue
+		}
+		command, _, _ := strings.Cut(rest, "\n")
+		config, err := os.ReadFile("base/config/" + name + ".yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := names(put, command), names(wanted, string(config)); !slices.Equal(got, want) {
+			t.Errorf("%s: docs/deploy.md puts %q into its secret, its configuration wants %q", name, got, want)
+		}
+	}
+}
+
+// names are what the first group of a pattern matches, sorted.
+func names(pattern *regexp.Regexp, text string) (found []string) {
+	for _, m := range pattern.FindAllStringSubmatch(text, -1) {
+		found = append(found, m[1])
+	}
+	slices.Sort(found)
+	return found
 }
 
 func matches(s *metav1.LabelSelector, labels map[string]string) bool {

@@ -15,6 +15,7 @@ const (
 	backendSecret = "backend" // gateways to backends
 	pushSecret    = "push"
 	groupKey      = "group-key"
+	ticketKeys    = "ticket-keys" // of TLS sessions, the same for all gateways
 	grafanaSecret = "grafana-admin"
 
 	redisAdmin       = "redis-admin"
@@ -25,7 +26,7 @@ const (
 )
 
 var secrets = []string{
-	gatewaySecret, adminSecret, backendSecret, pushSecret, groupKey, grafanaSecret,
+	gatewaySecret, adminSecret, backendSecret, pushSecret, groupKey, ticketKeys, grafanaSecret,
 	redisAdmin, redisGateway, redisAuth, redisExporter, redisReplication,
 }
 
@@ -58,6 +59,7 @@ var parts = []part{
 		{"push", original(pushSecret)},
 		{"admin", original(adminSecret)},
 		{"backend", original(backendSecret)},
+		{"ticket-keys", original(ticketKeys)},
 		{"redis-password", original(redisGateway)},
 		{"redis-ca.pem", original("redis/ca.pem")},
 	}},

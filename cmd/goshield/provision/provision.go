@@ -114,9 +114,10 @@ func (p *provisioner) read(name string) error {
 	return nil
 }
 
-// newSecret is 130 bits in letters and digits; the group key is 256 in hex, as its readers want it.
+// newSecret is 130 bits in letters and digits; the group key and that of TLS tickets are 256 in hex, as their readers
+// want them.
 func newSecret(name string) []byte {
-	if name != groupKey {
+	if name != groupKey && name != ticketKeys {
 		return []byte(rand.Text() + "\n")
 	}
 	var key [32]byte

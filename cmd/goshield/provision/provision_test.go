@@ -2,10 +2,13 @@ package provision
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -69,6 +72,7 @@ func TestWhoSeesWhat(t *testing.T) {
 		backendSecret: {"gateway", "echo-backend"},
 		pushSecret:    {"gateway", "operator"},
 		groupKey:      {"auth-service", "devices"},
+		ticketKeys:    {"gateway"},
 		grafanaSecret: {"grafana"},
 		redisAdmin:    {"redis-admin", "operator"},
 		redisGateway:  {"gateway"}, redisAuth: {"auth-service"}, redisExporter: {"redis-exporter"}, redisReplication: {"redis"},
@@ -116,8 +120,10 @@ func TestFilesAreWhatTheirReadersWant(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if got := len(bytes.TrimSpace(read(t, dir, "auth-service", "group-key"))); got != 64 {
-		t.Errorf("group key: got %d digits, want 64", got)
+	for _, name := range []string{"auth-service/group-key", "gateway/ticket-keys"} {
+		if key, err := hex.DecodeString(strings.TrimSpace(string(read(t, dir, name)))); err != nil || len(key) != 32 {
+			t.Errorf("%s: got %d bytes (%v), want 32 in hex", name, len(key), err)
+		}
 	}
 	users := string(read(t, dir, "redis", "users.acl"))
 	for line := range strings.Lines(users) {
@@ -132,6 +138,44 @@ func TestFilesAreWhatTheirReadersWant(t *testing.T) {
 	var passwords map[string]string
 	if err := json.Unmarshal(read(t, dir, "redis-exporter", "passwords.json"), &passwords); err != nil || passwords["redis://redis-1:6379"] == "" {
 		t.Errorf("passwords.json: got %d entries, %v", len(passwords), err)
+	}
+}
+
+// What an installation of an earlier release has not got is made, and nothing else is touched.
+func TestEnsureMakesWhatIsNew(t *testing.T) {
+	dir := t.TempDir()
+	ensure(t, dir)
+	want := []string{Authority + "/ticket-keys", "gateway/ticket-keys"}
+	for _, name := range want {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := ensure(t, dir); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// What the parts' configurations in compose/ name is what the parts get.
+func TestComposeNamesWhatIsMade(t *testing.T) {
+	made := regexp.MustCompile(`/run/goshield/([a-z.-]+)`)
+	for _, p := range parts {
+		text, err := os.ReadFile(filepath.Join("..", "..", "..", "compose", p.name+".yaml"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := made.FindAllStringSubmatch(string(text), -1)
+		if len(names) == 0 {
+			t.Errorf("compose/%s.yaml names no file", p.name)
+		}
+		for _, name := range names {
+			if !slices.ContainsFunc(p.files, func(f file) bool { return f.name == name[1] }) {
+				t.Errorf("compose/%s.yaml names %s, which %s does not get", p.name, name[0], p.name)
+			}
+		}
 	}
 }
 
