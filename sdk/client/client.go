@@ -16,6 +16,10 @@
 // a challenge, sends heartbeats, takes new tokens by the rules that never lock it out,
 // moves to another gateway when told to, and reconnects with back-off and full jitter.
 //
+// A connection on which a request waits and nothing comes for 2 s is asked by a heartbeat whether it
+// lives, and replaced if nothing comes for 4 s more; so a device is back soon after the balancer or the gateway
+// that it had is gone without a word.
+//
 // It never sends a request twice if the first could have been carried out: one
 // whose connection broke after it was sent ends with ErrConnectionLost, and whether to
 // repeat it is the caller's decision. It queues nothing while disconnected beyond the
@@ -55,6 +59,10 @@ const (
 	DefaultMaxInFlight    = 32
 )
 
+// dialTimeout bounds the TCP connection, within ConnectTimeout. A SYN that is lost is sent again after 1, 3, 7, 15 s on
+// most systems: a device that dials while a virtual address moves is there sooner by a new attempt after the third.
+const dialTimeout = 4 * time.Second
+
 // Config says who the device is and where it connects. Addr and ClientID are
 // required.
 type Config struct {
@@ -64,7 +72,7 @@ type Config struct {
 	// TLS is how the gateway is checked; its ServerName defaults to Addr's host.
 	// nil: plain TCP, which only demonstrations accept.
 	TLS *tls.Config
-	// DialContext replaces net.Dialer's. The connection it returns is closed by
+	// DialContext replaces net.Dialer's, which is given 4 s. The connection it returns is closed by
 	// the client.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 
@@ -93,10 +101,11 @@ type Config struct {
 	// ConnectTimeout bounds one attempt: dialling, TLS and WELCOME.
 	ConnectTimeout time.Duration
 	// A reconnect waits a random time between 0 and BackoffBase, doubled with each
-	// attempt up to BackoffCap (full jitter).
+	// attempt up to BackoffCap (full jitter), but to no more than the outage has lasted.
 	BackoffBase, BackoffCap time.Duration
 	// MaxInFlight is how many requests may be unanswered; more wait. It should not
-	// be above the gateway's max_in_flight, which stops reading there.
+	// be above the gateway's max_in_flight, which stops reading there: while that many are unanswered,
+	// a connection's silence tells the client nothing.
 	MaxInFlight int
 	// KeepDialing makes Dial go on trying, as after a lost connection, until its
 	// context ends. Otherwise Dial returns the first failure.
@@ -200,7 +209,7 @@ func (cfg *Config) complete() error {
 		}
 	}
 	if cfg.DialContext == nil {
-		cfg.DialContext = new(net.Dialer).DialContext
+		cfg.DialContext = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	}
 	if cfg.TokenStore == nil {
 		cfg.TokenStore = MemoryStore()
