@@ -98,7 +98,8 @@ type Config struct {
 
 	// RequestTimeout bounds a Request whose context has no deadline.
 	RequestTimeout time.Duration
-	// ConnectTimeout bounds one attempt: dialling, TLS and WELCOME.
+	// ConnectTimeout bounds one attempt: dialling, TLS and WELCOME, of which each of the latter
+	// may take 5 s.
 	ConnectTimeout time.Duration
 	// A reconnect waits a random time between 0 and BackoffBase, doubled with each
 	// attempt up to BackoffCap (full jitter), but to no more than the outage has lasted.

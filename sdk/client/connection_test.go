@@ -129,6 +129,24 @@ func TestSilenceWhileARequestWaits(t *testing.T) {
 	})
 }
 
+// A connection that leads nowhere when it has just been made, as through a balancer that loses the virtual address
+// then, is not waited for until the whole attempt has run out of time.
+func TestSilenceWhileConnecting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, token := newFakeGateway(t), newToken(t)
+		cfg := g.config()
+		cfg.KeepDialing = true
+		d := dialInBackground(cfg)
+		start := time.Now()
+		expect[*wire.Hello](g.accept())
+		g.accept().welcome(token)
+		if took := time.Since(start); took < 5*time.Second || took > 6*time.Second {
+			t.Errorf("next connection after %v, want 5s and the back-off", took)
+		}
+		_ = d.wait(t).Close()
+	})
+}
+
 // A service that takes long does not cost the connection, nor a flood of heartbeats: the acks tell that it lives.
 func TestServiceThatTakesLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -363,9 +381,9 @@ func TestDialFails(t *testing.T) {
 	}{
 		{"refused", func(g *fakeGateway) { g.setRefuse(refused) }, func(err error) bool { return errors.Is(err, refused) }, 0},
 		{"no WELCOME", func(g *fakeGateway) { expect[*wire.Hello](g.accept()) },
-			func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }, client.DefaultConnectTimeout},
+			func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }, 5 * time.Second},
 		{"does not read", func(g *fakeGateway) { g.accept() },
-			func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }, client.DefaultConnectTimeout},
+			func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }, 5 * time.Second},
 		{"unknown_client", func(g *fakeGateway) {
 			p := g.accept()
 			expect[*wire.Hello](p)

@@ -11,7 +11,7 @@ import (
 
 const (
 	// lastsAfter is how long a connection has to live for the back-off to begin
-	// anew after it. Where two balancers have a virtual address each draws it over every ten seconds: of
+	// anew after it. Where two balancers have a virtual address, and each announces it every ten seconds, of
 	// two connections one lives for half of that.
 	lastsAfter = 5 * time.Second
 	// strayFor is how long after an attempt that got no answer taken_over may mean
