@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
@@ -85,7 +86,7 @@ func (w *vipWatch) stop() {
 // run ends when ctx does.
 func (w *vipWatch) run(ctx context.Context) {
 	var d departure
-	for sleep(ctx, roundLength()) {
+	for sleep(ctx, lookEvery) {
 		vip := w.server.metrics.vip.vip.Load()
 		if vip == nil {
 			d = departure{}
@@ -102,10 +103,12 @@ func (w *vipWatch) run(ctx context.Context) {
 }
 
 const (
+	// lookEvery is the time between two looks.
+	lookEvery = 250 * time.Millisecond
 	// goneFor is how often in a row an address must be found missing to have left: one that is set anew is not.
 	goneFor = 2
 	// clearFor is how often the connections of an address that has left are then reset: some were still being made.
-	clearFor = 5
+	clearFor = 20
 )
 
 // departure notices that an address leaves.

@@ -3,6 +3,7 @@ package balancer
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -18,7 +19,7 @@ func TestDeparture(t *testing.T) {
 		{"never here", "-----", "....."},
 		{"stays", "hhhhh", "....."},
 		{"set anew", "hh-h-h", "......"},
-		{"leaves", "hh-------h", "...xxxxx.."},
+		{"leaves", "hh-" + strings.Repeat("-", clearFor+3) + "h", "..." + strings.Repeat("x", clearFor) + "...."},
 		{"returns and leaves", "h---h--", "..xx..x"},
 		{"another one", "hoooo", "....."},
 	} {
