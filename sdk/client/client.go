@@ -59,9 +59,21 @@ const (
 	DefaultMaxInFlight    = 32
 )
 
-// dialTimeout bounds the TCP connection, within ConnectTimeout. A SYN that is lost is sent again after 1, 3, 7, 15 s on
-// most systems: a device that dials while a virtual address moves is there sooner by a new attempt after the third.
-const dialTimeout = 4 * time.Second
+// What the steps of an attempt to connect may take, unless ConnectTimeout is longer than its default and they share in
+// that.
+const (
+	// dialTimeout is for the TCP connection. A SYN that is lost is sent again after 1, 3, 7, 15 s on most systems: a
+	// device that dials while a virtual address moves is there sooner by a new attempt after the third.
+	dialTimeout = 4 * time.Second
+	// stepTimeout is for TLS, for which the gateway gives no longer either, and for HELLO until WELCOME. A device that
+	// reached a balancer just before that lost the virtual address waits no longer than this.
+	stepTimeout = 5 * time.Second
+)
+
+// share is what a step of an attempt may take.
+func (cfg *Config) share(step time.Duration) time.Duration {
+	return time.Duration(float64(step) * max(1, cfg.ConnectTimeout.Seconds()/DefaultConnectTimeout.Seconds()))
+}
 
 // Config says who the device is and where it connects. Addr and ClientID are
 // required.
@@ -72,7 +84,7 @@ type Config struct {
 	// TLS is how the gateway is checked; its ServerName defaults to Addr's host.
 	// nil: plain TCP, which only demonstrations accept.
 	TLS *tls.Config
-	// DialContext replaces net.Dialer's, which is given 4 s. The connection it returns is closed by
+	// DialContext replaces net.Dialer's. The connection it returns is closed by
 	// the client.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 
@@ -98,8 +110,8 @@ type Config struct {
 
 	// RequestTimeout bounds a Request whose context has no deadline.
 	RequestTimeout time.Duration
-	// ConnectTimeout bounds one attempt: dialling, TLS and WELCOME, of which each of the latter
-	// may take 5 s.
+	// ConnectTimeout bounds one attempt: dialling, for which there are 4 s of 10, TLS and WELCOME, 5 s each. A longer one
+	// gives more to each of them.
 	ConnectTimeout time.Duration
 	// A reconnect waits a random time between 0 and BackoffBase, doubled with each
 	// attempt up to BackoffCap (full jitter), but to no more than the outage has lasted.
@@ -210,7 +222,7 @@ func (cfg *Config) complete() error {
 		}
 	}
 	if cfg.DialContext == nil {
-		cfg.DialContext = (&net.Dialer{Timeout: dialTimeout}).DialContext
+		cfg.DialContext = new(net.Dialer).DialContext
 	}
 	if cfg.TokenStore == nil {
 		cfg.TokenStore = MemoryStore()

@@ -14,10 +14,6 @@ import (
 // it, enrolling.
 const maxHellos = 3
 
-// stepTimeout bounds TLS, for which the gateway gives no longer either, and then HELLO until WELCOME, each within
-// ConnectTimeout. A device that reached a balancer just before that lost the virtual address waits no longer than this.
-const stepTimeout = 5 * time.Second
-
 // connect makes one attempt: it resumes with the token there is, and where that
 // is refused falls back as the rules say. Its error is a *wire.Error if the gateway
 // gave one. old, if not nil, is the connection to be replaced: it goes on until a gateway
@@ -56,7 +52,9 @@ func refusalCode(err error) wire.Code {
 func (c *Client) open(ctx context.Context, old *conn) (*conn, wire.Token, error) {
 	var info Connected
 	start := time.Now()
-	raw, err := c.cfg.DialContext(ctx, "tcp", c.cfg.Addr)
+	dialling, dialled := context.WithTimeout(ctx, c.cfg.share(dialTimeout))
+	raw, err := c.cfg.DialContext(dialling, "tcp", c.cfg.Addr)
+	dialled()
 	if err != nil {
 		return nil, wire.Token{}, err // says what was dialled
 	}
@@ -83,9 +81,9 @@ func (c *Client) open(ctx context.Context, old *conn) (*conn, wire.Token, error)
 	return cn, token, nil
 }
 
-// within takes a step of the opening, which ends with ctx and after stepTimeout.
+// within takes a step of the opening, which ends with ctx and after its time.
 func (cn *conn) within(ctx context.Context, step func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cn.client.cfg.share(stepTimeout))
 	defer cancel()
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = cn.raw.SetDeadline(deadline)

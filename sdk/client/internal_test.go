@@ -165,3 +165,17 @@ func TestRequestIDsRunOver(t *testing.T) {
 		t.Errorf("places in flight after the end: got %d, want 0", len(c.slots))
 	}
 }
+
+// Whoever gives an attempt to connect more time gives each of its steps more.
+func TestShareOfConnectTimeout(t *testing.T) {
+	for _, test := range []struct{ whole, dial, step time.Duration }{
+		{3 * time.Second, 4 * time.Second, 5 * time.Second}, // all of it bounds them, too
+		{DefaultConnectTimeout, 4 * time.Second, 5 * time.Second},
+		{time.Minute, 24 * time.Second, 30 * time.Second},
+	} {
+		cfg := Config{ConnectTimeout: test.whole}
+		if dial, step := cfg.share(dialTimeout), cfg.share(stepTimeout); dial != test.dial || step != test.step {
+			t.Errorf("ConnectTimeout %v: got %v and %v, want %v and %v", test.whole, dial, step, test.dial, test.step)
+		}
+	}
+}
