@@ -26,10 +26,6 @@ import (
 // pace is the time between two requests of a device.
 const pace = 200 * time.Millisecond
 
-// answerIn is how long a device waits for an answer before it asks again. One whose connection went
-// away without a word notices when it sends next.
-const answerIn = 8 * time.Second
-
 // authority is the name of the file with the certificate that devices trust.
 const authority = "ca.pem"
 
@@ -82,9 +78,17 @@ type device struct {
 	failures []error
 	last     time.Time     // of the last answer
 	gap      time.Duration // longest between two answers
+	history  []event       // what befell its connection, and its requests
+	story    []event       // the part of it that the longest gap is of
 }
 
-// config is that of a device with the number n.
+// event is something that befell a device.
+type event struct {
+	at   time.Time
+	what string
+}
+
+// config is that of a device with the number n. Its waits are the defaults, for which the promises are made.
 func (k keys) config(n int, addr string, store client.TokenStore) client.Config {
 	id, err := wire.ClientIDFromMAC(fmt.Sprintf("02:57:ac:00:%02x:%02x", n>>8, n&0xff))
 	if err != nil {
@@ -96,7 +100,7 @@ func (k keys) config(n int, addr string, store client.TokenStore) client.Config 
 	return client.Config{
 		Addr: addr, ClientID: id, DeviceKey: &key, TokenStore: store,
 		TLS:            &tls.Config{RootCAs: k.roots, ServerName: "localhost", MinVersion: tls.VersionTLS12},
-		RequestTimeout: answerIn, ConnectTimeout: 3 * time.Second, BackoffCap: 2 * time.Second, KeepDialing: true,
+		KeepDialing: true,
 	}
 }
 
@@ -134,7 +138,10 @@ func startFleetAt(t *testing.T, pace time.Duration, k keys, first, n int, addr s
 			if c.Enrolled {
 				d.enrolled.Add(1)
 			}
+			d.befell("connected: dial %v, TLS %v, WELCOME %v", c.Dial, c.Handshake, c.Welcome)
 		}
+		cfg.Hooks.OnConnectFailed = func(err error) { d.befell("could not connect: %v", err) }
+		cfg.Hooks.OnDisconnect = func(err error) { d.befell("disconnected: %v", err) }
 		cfg.Hooks.OnRotate = func() { d.rotated.Add(1) }
 		slots <- struct{}{}
 		wait.Go(func() {
@@ -185,14 +192,27 @@ func (d *device) send(ctx context.Context, n int, pace time.Duration) {
 func (d *device) note(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	now := time.Now()
 	if err != nil {
 		d.failures = append(d.failures, err)
+		d.history = append(d.history, event{now, "request failed: " + err.Error()})
 		return
 	}
 	d.answered.Add(1)
-	now := time.Now()
-	d.gap = max(d.gap, now.Sub(d.last))
+	if gap := now.Sub(d.last); gap > d.gap {
+		d.gap = gap
+		d.story = append([]event{{d.last, "last answer"}}, d.history...)
+		d.story = append(d.story, event{now, "answer"})
+	}
+	d.history = d.history[:0]
 	d.last = now
+}
+
+// befell notes what happens to a device between two answers.
+func (d *device) befell(format string, args ...any) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.history = append(d.history, event{time.Now(), fmt.Sprintf(format, args...)})
 }
 
 // stop ends the devices and waits for them.
@@ -212,7 +232,7 @@ func (f *fleet) stop() {
 func (f *fleet) reset() {
 	for _, d := range f.devices {
 		d.mu.Lock()
-		d.failures, d.gap, d.last = nil, 0, time.Now()
+		d.failures, d.gap, d.last, d.story = nil, 0, time.Now(), nil
 		d.mu.Unlock()
 		d.answered.Store(0)
 		d.connects.Store(0)
@@ -221,19 +241,27 @@ func (f *fleet) reset() {
 	}
 }
 
+// tellFrom is how long the longest silence must have been for the report to tell what it was made of.
+const tellFrom = 2 * time.Second
+
 // report is what happened since reset.
 type report struct {
 	answered, connects, enrolled, rotated int64
 	failures                              []error
 	gaps                                  []time.Duration // longest silence of each device, sorted
+	worst                                 []event         // what befell the device with the longest
 }
 
 func (f *fleet) report() report {
 	var r report
+	var longest time.Duration
 	for _, d := range f.devices {
 		d.mu.Lock()
 		r.failures = append(r.failures, d.failures...)
 		r.gaps = append(r.gaps, max(d.gap, time.Since(d.last)))
+		if d.gap > longest {
+			longest, r.worst = d.gap, d.story
+		}
 		d.mu.Unlock()
 		r.answered += d.answered.Load()
 		r.connects += d.connects.Load()
@@ -252,6 +280,12 @@ func (r report) String() string {
 			break
 		}
 		s += "\n\t" + err.Error()
+	}
+	if r.gaps[len(r.gaps)-1] > tellFrom {
+		s += "\n\tthe device with the longest silence:"
+		for _, e := range r.worst {
+			s += fmt.Sprintf("\n\t%s %s", e.at.Format("15:04:05.000"), e.what)
+		}
 	}
 	return s
 }

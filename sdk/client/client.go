@@ -16,6 +16,10 @@
 // a challenge, sends heartbeats, takes new tokens by the rules that never lock it out,
 // moves to another gateway when told to, and reconnects with back-off and full jitter.
 //
+// A connection on which a request waits and nothing comes for 2 s is asked by a heartbeat whether it
+// lives, and replaced if nothing comes for 4 s more; so a device is back soon after the balancer or the gateway
+// that it had is gone without a word.
+//
 // It never sends a request twice if the first could have been carried out: one
 // whose connection broke after it was sent ends with ErrConnectionLost, and whether to
 // repeat it is the caller's decision. It queues nothing while disconnected beyond the
@@ -55,6 +59,22 @@ const (
 	DefaultMaxInFlight    = 32
 )
 
+// What the steps of an attempt to connect may take, unless ConnectTimeout is longer than its default and they share in
+// that.
+const (
+	// dialTimeout is for the TCP connection. A SYN that is lost is sent again after 1, 3, 7, 15 s on most systems: a
+	// device that dials while a virtual address moves is there sooner by a new attempt after the third.
+	dialTimeout = 4 * time.Second
+	// stepTimeout is for TLS, for which the gateway gives no longer either, and for HELLO until WELCOME. A device that
+	// reached a balancer just before that lost the virtual address waits no longer than this.
+	stepTimeout = 5 * time.Second
+)
+
+// share is what a step of an attempt may take.
+func (cfg *Config) share(step time.Duration) time.Duration {
+	return time.Duration(float64(step) * max(1, cfg.ConnectTimeout.Seconds()/DefaultConnectTimeout.Seconds()))
+}
+
 // Config says who the device is and where it connects. Addr and ClientID are
 // required.
 type Config struct {
@@ -90,13 +110,15 @@ type Config struct {
 
 	// RequestTimeout bounds a Request whose context has no deadline.
 	RequestTimeout time.Duration
-	// ConnectTimeout bounds one attempt: dialling, TLS and WELCOME.
+	// ConnectTimeout bounds one attempt: dialling, for which there are 4 s of 10, TLS and WELCOME, 5 s each. A longer one
+	// gives more to each of them.
 	ConnectTimeout time.Duration
 	// A reconnect waits a random time between 0 and BackoffBase, doubled with each
-	// attempt up to BackoffCap (full jitter).
+	// attempt up to BackoffCap (full jitter), but to no more than the outage has lasted.
 	BackoffBase, BackoffCap time.Duration
 	// MaxInFlight is how many requests may be unanswered; more wait. It should not
-	// be above the gateway's max_in_flight, which stops reading there.
+	// be above the gateway's max_in_flight, which stops reading there: while that many are unanswered,
+	// a connection's silence tells the client nothing.
 	MaxInFlight int
 	// KeepDialing makes Dial go on trying, as after a lost connection, until its
 	// context ends. Otherwise Dial returns the first failure.

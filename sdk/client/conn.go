@@ -14,6 +14,14 @@ import (
 const (
 	// ackTimeout is how long a heartbeat may stay unanswered.
 	ackTimeout = 10 * time.Second
+	// probeAfter is how long requests wait on a connection where nothing comes before a heartbeat asks
+	// whether it lives, and probeTimeout how long nothing may come after that.
+	// TCP would take longer: what is not acknowledged it sends again after twice the time each, so that it
+	// may learn of a balancer that lost the virtual address as late as twice the time that the move took. Together
+	// the two leave time to connect within the ten seconds that a failover may take, and are long enough for four
+	// losses in a row.
+	probeAfter   = 2 * time.Second
+	probeTimeout = 4 * time.Second
 	// writeTimeout is how long the gateway may take no bytes.
 	writeTimeout = 10 * time.Second
 	// settleTimeout is how long the HELLO of the next connection waits for calls on
@@ -32,6 +40,7 @@ const (
 
 var (
 	errNoAck  = fmt.Errorf("no heartbeat was acknowledged for %v", ackTimeout)
+	errSilent = fmt.Errorf("requests wait, and nothing came for %v after a heartbeat", probeTimeout)
 	errStalls = errors.New("the gateway does not read")
 	errDone   = errors.New("replaced, and nothing is in flight any more")
 	// errGoaway ends the reading of a connection that is alive: it is to be replaced.
@@ -67,9 +76,11 @@ type conn struct {
 	taken   uint64      // of those, taken by the writer
 	calls   map[uint32]*call
 	lastID  uint32
-	refuses bool // requests that came to be sent here were refused
-	retired bool // ends when calls is empty
-	bye     bool // ends when out is written
+	refuses bool      // requests that came to be sent here were refused
+	retired bool      // ends when calls is empty
+	bye     bool      // ends when out is written
+	heard   time.Time // when bytes last came
+	asked   time.Time // when the first request since the last answer was sent, or that answer came if others wait
 
 	// Heartbeats, guarded by mu. Acks come in the order of the heartbeats.
 	beats, acks uint64    // ever sent, ever answered
@@ -111,7 +122,20 @@ func newConn(c *Client, raw net.Conn) *conn {
 func (cn *conn) setTransport(t net.Conn) {
 	cn.transport = t
 	// A limit that the gateway raises later is not told to connections that are open.
-	cn.reader = wire.NewReader(t, wire.MaxPayload)
+	cn.reader = wire.NewReader(hearing{cn}, wire.MaxPayload)
+}
+
+// hearing reads from a connection's transport and notes when something comes.
+type hearing struct{ cn *conn }
+
+func (h hearing) Read(p []byte) (int, error) {
+	n, err := h.cn.transport.Read(p)
+	if n > 0 {
+		h.cn.mu.Lock()
+		h.cn.heard = time.Now()
+		h.cn.mu.Unlock()
+	}
+	return n, err
 }
 
 // send queues a request. Its error is errNotTaken if the connection has ended.
@@ -138,6 +162,9 @@ func (cn *conn) send(service string, body []byte) (*call, error) {
 	}
 	cn.out = out
 	cn.queued++
+	if len(cn.calls) == 0 {
+		cn.asked = time.Now()
+	}
 	k := &call{reply: make(chan reply, 1), seq: cn.queued, gen: gen}
 	cn.calls[cn.lastID] = k
 	nudge(cn.wake)
@@ -272,6 +299,7 @@ func (cn *conn) answer(id uint32, r reply) bool {
 	cn.mu.Lock()
 	k := cn.calls[id]
 	delete(cn.calls, id)
+	cn.asked = time.Now()
 	empty, retired := len(cn.calls) == 0, cn.retired
 	cn.mu.Unlock()
 	if k == nil {

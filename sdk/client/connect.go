@@ -52,32 +52,25 @@ func refusalCode(err error) wire.Code {
 func (c *Client) open(ctx context.Context, old *conn) (*conn, wire.Token, error) {
 	var info Connected
 	start := time.Now()
-	raw, err := c.cfg.DialContext(ctx, "tcp", c.cfg.Addr)
+	dialling, dialled := context.WithTimeout(ctx, c.cfg.share(dialTimeout))
+	raw, err := c.cfg.DialContext(dialling, "tcp", c.cfg.Addr)
+	dialled()
 	if err != nil {
 		return nil, wire.Token{}, err // says what was dialled
 	}
 	info.Dial = time.Since(start)
-	if deadline, ok := ctx.Deadline(); ok {
-		_ = raw.SetDeadline(deadline)
-	}
-	// A cancelled ctx ends whatever is under way, as a deadline in the past does.
-	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })
 	cn := newConn(c, raw)
 	var token wire.Token
-	if err = cn.handshake(&info); err == nil {
+	if err = cn.within(ctx, func() error { return cn.handshake(&info) }); err == nil {
 		if old != nil {
 			// From HELLO on the old connection may be closed at any time by the gateway that
 			// has it: nothing new must be on its way there.
 			c.setCurrent(nil, errGoaway)
 			old.settle()
 		}
-		token, err = cn.sayHello(&info)
-	}
-	if !stop() && err == nil {
-		err = ctx.Err()
+		err = cn.within(ctx, func() error { token, err = cn.sayHello(&info); return err })
 	}
 	if err != nil {
-		err = withContext(ctx, err)
 		cn.fail(err)
 		return nil, token, err
 	}
@@ -86,6 +79,25 @@ func (c *Client) open(ctx context.Context, old *conn) (*conn, wire.Token, error)
 	c.log.Info("connected", "session", cn.welcome.Session, "enrolled", info.Enrolled)
 	c.cfg.Hooks.connected(info)
 	return cn, token, nil
+}
+
+// within takes a step of the opening, which ends with ctx and after its time.
+func (cn *conn) within(ctx context.Context, step func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, cn.client.cfg.share(stepTimeout))
+	defer cancel()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = cn.raw.SetDeadline(deadline)
+	}
+	// A cancelled ctx ends whatever is under way, as a deadline in the past does.
+	stop := context.AfterFunc(ctx, func() { _ = cn.raw.SetDeadline(time.Unix(1, 0)) })
+	err := step()
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		err = withContext(ctx, err)
+	}
+	return err
 }
 
 // withContext adds ctx's end to an error that it caused.

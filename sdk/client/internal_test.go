@@ -15,18 +15,37 @@ import (
 
 func TestBackoffBounds(t *testing.T) {
 	b := backoff{base: 500 * time.Millisecond, limit: 30 * time.Second}
+	now := time.Now()
 	for attempt := range 200 {
 		most := b.limit
 		if attempt < 6 {
 			most = 500 * time.Millisecond << attempt
 		}
-		if got := b.next(0); got < 0 || got > most {
+		if got := b.next(now, 0); got < 0 || got > most {
 			t.Errorf("attempt %d: got %v, want 0 to %v", attempt, got, most)
 		}
+		now = now.Add(time.Hour)
 	}
 	b.reset()
-	if got := b.next(0); got > 500*time.Millisecond {
+	if got := b.next(now, 0); got > 500*time.Millisecond {
 		t.Errorf("after reset: got %v, want at most 500ms", got)
+	}
+}
+
+// A device that is refused at once, over and over, while the virtual address moves is back after at most twice the time
+// that takes. Attempts alone made waits of 8 s in an outage of 4 s.
+func TestBackoffIsNoLongerThanTheOutage(t *testing.T) {
+	const outage = 4 * time.Second
+	start := time.Now()
+	for range 1000 {
+		b := backoff{base: 500 * time.Millisecond, limit: 30 * time.Second}
+		now := start
+		for now.Sub(start) < outage {
+			now = now.Add(b.next(now, 0))
+		}
+		if back := now.Sub(start); back > 2*outage {
+			t.Fatalf("back after %v, want %v at most", back, 2*outage)
+		}
 	}
 }
 
@@ -36,7 +55,7 @@ func TestBackoffSpread(t *testing.T) {
 	var lower, upper int
 	for range n {
 		b := backoff{base: time.Second, limit: time.Minute}
-		switch wait := b.next(0); {
+		switch wait := b.next(time.Now(), 0); {
 		case wait < time.Second/10:
 			lower++
 		case wait > time.Second*9/10:
@@ -58,15 +77,17 @@ func TestBackoffRetryAfter(t *testing.T) {
 		{math.MaxInt64, maxRetryAfter},
 	} {
 		b := backoff{base: time.Second, limit: time.Minute}
-		if got := b.next(test.ask); got < test.least || got > test.least+time.Second {
+		if got := b.next(time.Now(), test.ask); got < test.least || got > test.least+time.Second {
 			t.Errorf("asked for %v: got %v, want %v and at most a second", test.ask, got, test.least)
 		}
 	}
 	huge := backoff{base: math.MaxInt64 / 2, limit: math.MaxInt64 - maxRetryAfter.Abs() - 1}
+	now := time.Now()
 	for range 40 {
-		if got := huge.next(math.MaxInt64); got < 0 {
+		if got := huge.next(now, math.MaxInt64); got < 0 {
 			t.Fatalf("overflow: got %v", got)
 		}
+		now = now.Add(1000 * time.Hour)
 	}
 }
 
@@ -142,5 +163,19 @@ func TestRequestIDsRunOver(t *testing.T) {
 	cn.fail(ErrClosed)
 	if len(c.slots) != 0 {
 		t.Errorf("places in flight after the end: got %d, want 0", len(c.slots))
+	}
+}
+
+// Whoever gives an attempt to connect more time gives each of its steps more.
+func TestShareOfConnectTimeout(t *testing.T) {
+	for _, test := range []struct{ whole, dial, step time.Duration }{
+		{3 * time.Second, 4 * time.Second, 5 * time.Second}, // all of it bounds them, too
+		{DefaultConnectTimeout, 4 * time.Second, 5 * time.Second},
+		{time.Minute, 24 * time.Second, 30 * time.Second},
+	} {
+		cfg := Config{ConnectTimeout: test.whole}
+		if dial, step := cfg.share(dialTimeout), cfg.share(stepTimeout); dial != test.dial || step != test.step {
+			t.Errorf("ConnectTimeout %v: got %v and %v, want %v and %v", test.whole, dial, step, test.dial, test.step)
+		}
 	}
 }

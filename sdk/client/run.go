@@ -11,8 +11,9 @@ import (
 
 const (
 	// lastsAfter is how long a connection has to live for the back-off to begin
-	// anew after it.
-	lastsAfter = 10 * time.Second
+	// anew after it. Where two balancers have a virtual address, and each announces it every ten seconds, of
+	// two connections one lives for half of that.
+	lastsAfter = 5 * time.Second
 	// strayFor is how long after an attempt that got no answer taken_over may mean
 	// that attempt of ours.
 	strayFor = 30 * time.Second
@@ -69,7 +70,7 @@ func (c *Client) replace(old *conn) *conn {
 	if time.Since(old.since) >= lastsAfter {
 		c.backoff.reset()
 	} else {
-		wait += c.backoff.next(0) // gateways that send the device to and fro must not make it spin
+		wait += c.backoff.next(time.Now(), 0) // gateways that send the device to and fro must not make it spin
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -99,7 +100,7 @@ func (c *Client) replace(old *conn) *conn {
 func (c *Client) connectAgain(ctx context.Context, failure error, old *conn) (*conn, error) {
 	for {
 		c.setCurrent(c.stillServing(old), failure)
-		timer := time.NewTimer(c.backoff.next(retryAfter(failure)))
+		timer := time.NewTimer(c.backoff.next(time.Now(), retryAfter(failure)))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():

@@ -23,16 +23,18 @@ func (cn *conn) writeFrames() {
 	for {
 		if interval > 0 {
 			now := time.Now()
-			if !now.Before(nextBeat) {
+			probeIn := cn.untilProbe(now, interval)
+			if !now.Before(nextBeat) || probeIn <= 0 {
 				cn.beat(now)
 				nextBeat = now.Add(earlier(interval))
+				probeIn = interval
 			}
-			wait, late := cn.untilLate(now)
-			if late {
-				cn.fail(errNoAck)
+			wait, why := cn.untilLate(now)
+			if wait <= 0 {
+				cn.fail(why)
 				return
 			}
-			timer.Reset(min(nextBeat.Sub(now), wait))
+			timer.Reset(min(nextBeat.Sub(now), probeIn, wait))
 		}
 		frames, bye := cn.take(spare)
 		if len(frames) > 0 {
@@ -83,15 +85,46 @@ func (cn *conn) beat(now time.Time) {
 	}
 }
 
-// untilLate is how long an ack may still take; late: it has taken too long.
-func (cn *conn) untilLate(now time.Time) (wait time.Duration, late bool) {
+// untilProbe is how long what is awaited may still take before a heartbeat has to ask whether the connection
+// lives, at most interval. A service may take long: who has waited and still heard something waits as long again.
+func (cn *conn) untilProbe(now time.Time, interval time.Duration) time.Duration {
+	cn.mu.Lock()
+	defer cn.mu.Unlock()
+	if !cn.awaits() || !cn.waiting.IsZero() {
+		return interval
+	}
+	if !cn.heard.After(cn.asked) {
+		return min(cn.asked.Add(probeAfter).Sub(now), interval)
+	}
+	return min(cn.heard.Add(max(probeAfter, cn.heard.Sub(cn.asked))).Sub(now), interval)
+}
+
+// awaits reports whether silence tells something: requests wait for answers, and the gateway reads, as it does not
+// when there are as many as may be. A connection that was replaced is no longer needed. It is called with mu held.
+func (cn *conn) awaits() bool {
+	return len(cn.calls) > 0 && len(cn.calls) < cn.client.cfg.MaxInFlight && !cn.retired
+}
+
+// untilLate is how long the ack of a heartbeat may still take. If that is nothing, why says what was late.
+func (cn *conn) untilLate(now time.Time) (wait time.Duration, why error) {
 	cn.mu.Lock()
 	defer cn.mu.Unlock()
 	if cn.waiting.IsZero() {
-		return ackTimeout, false
+		return ackTimeout, nil
 	}
 	wait = cn.waiting.Add(ackTimeout).Sub(now)
-	return wait, wait <= 0
+	if cn.awaits() {
+		since := cn.waiting
+		for _, t := range []time.Time{cn.heard, cn.asked} {
+			if t.After(since) {
+				since = t
+			}
+		}
+		if silent := since.Add(probeTimeout).Sub(now); silent < wait {
+			return silent, errSilent
+		}
+	}
+	return wait, errNoAck
 }
 
 // take gives the writer all that is queued, if anything is, and the queue spare in its

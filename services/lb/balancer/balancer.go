@@ -63,6 +63,7 @@ type Server struct {
 	operator  map[string]adminState // what an operator wanted of upstreams, in the predecessor; static
 
 	rebalancer rebalancer
+	vipWatch   vipWatch
 
 	// life is held while the server starts, takes a new configuration or ends. Lock
 	// order: life, mu, pool.mu.
@@ -89,6 +90,7 @@ func newServer(cfg Config, deps service.Deps, lookup lookupFunc) (*Server, error
 	}
 	s := &Server{cfg: cfg, log: deps.Log, lookup: lookup, shedder: newShedder(), began: time.Now()}
 	s.rebalancer = rebalancer{server: s, levels: map[*pool]*level{}}
+	s.vipWatch = vipWatch{server: s, local: isLocal}
 	s.inherited = deps.Inherited
 	var left heritage
 	err := s.inherited.State(&left)
@@ -159,6 +161,7 @@ func (s *Server) Start() error {
 		return err
 	}
 	s.rebalancer.start()
+	s.vipWatch.start()
 	s.health.SetReady()
 	return nil
 }
@@ -202,6 +205,7 @@ func (s *Server) kill() {
 	s.mu.Unlock()
 	s.health.SetNotReady("closed")
 	s.rebalancer.stop()
+	s.vipWatch.stop()
 	s.stopListening()
 	s.engine.Close()
 	s.gate.memory.wait()

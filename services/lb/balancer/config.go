@@ -29,7 +29,7 @@ type Config struct {
 	Upstreams       Upstreams     `yaml:"upstreams"` // of listeners without their own
 	Health          Health        `yaml:"health"`
 	Rebalance       Rebalance     `yaml:"rebalance"`
-	VIP             string        `yaml:"vip"` // exported as goshield_keepalived_master when it is on a local interface
+	VIP             string        `yaml:"vip"` // exported as goshield_keepalived_master when it is on a local interface; when it leaves, its connections are reset
 	Drain           Drain         `yaml:"drain"`
 }
 

@@ -1,10 +1,7 @@
 package balancer
 
 import (
-	"net"
-	"net/netip"
 	"sync"
-	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -141,45 +138,4 @@ func (m *metrics) release(listener, upstream string) {
 	m.connections.DeleteLabelValues(listener, upstream)
 	m.total.DeleteLabelValues(listener, upstream)
 	m.ejected.DeleteLabelValues(listener, upstream)
-}
-
-var vipDesc = prometheus.NewDesc("goshield_keepalived_master", "1 while the virtual IP is on an interface of this host.", nil, nil)
-
-// vipCollector is goshield_keepalived_master, looked up at each scrape, while there is a virtual IP.
-type vipCollector struct {
-	vip atomic.Pointer[netip.Addr] // nil: none
-}
-
-// set takes the configuration's vip: an address, or "".
-func (c *vipCollector) set(text string) {
-	if vip, err := netip.ParseAddr(text); err == nil {
-		c.vip.Store(&vip)
-	} else {
-		c.vip.Store(nil)
-	}
-}
-
-// Describe implements prometheus.Collector.
-func (c *vipCollector) Describe(descs chan<- *prometheus.Desc) { descs <- vipDesc }
-
-// Collect implements prometheus.Collector.
-func (c *vipCollector) Collect(metrics chan<- prometheus.Metric) {
-	if vip := c.vip.Load(); vip != nil {
-		metrics <- prometheus.MustNewConstMetric(vipDesc, prometheus.GaugeValue, boolFloat(isLocal(*vip)))
-	}
-}
-
-func isLocal(ip netip.Addr) bool {
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return false
-	}
-	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok {
-			if have, ok := netip.AddrFromSlice(n.IP); ok && have.Unmap() == ip.Unmap() {
-				return true
-			}
-		}
-	}
-	return false
 }

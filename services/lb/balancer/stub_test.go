@@ -157,7 +157,8 @@ func start(t *testing.T, cfg Config) *rig {
 	return startWith(t, cfg, systemLookup)
 }
 
-func startWith(t *testing.T, cfg Config, lookup lookupFunc) *rig {
+// startWith is start with another resolver. Changes are made before the balancer starts.
+func startWith(t *testing.T, cfg Config, lookup lookupFunc, changes ...func(*Server)) *rig {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	r := &rig{reg: prometheus.NewRegistry(), logs: logs, mux: http.NewServeMux()}
@@ -167,6 +168,9 @@ func startWith(t *testing.T, cfg Config, lookup lookupFunc) *rig {
 	}
 	r.Server = s
 	s.RegisterAdmin(r.mux)
+	for _, change := range changes {
+		change(s)
+	}
 	if err := s.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -218,6 +218,19 @@ func (e *Engine) CloseUpstream(upstream netip.AddrPort) {
 	cut.Wait()
 }
 
+// CloseLocal resets every connection that came to an address of this machine, before it returns, and returns how many
+// those were.
+func (e *Engine) CloseLocal(local netip.Addr) int {
+	var cut sync.WaitGroup
+	var found atomic.Int64
+	for _, l := range e.started() {
+		cut.Add(1)
+		l.tell(message{kind: cutLocal, local: local, found: &found, done: &cut})
+	}
+	cut.Wait()
+	return int(found.Load())
+}
+
 // Close closes every listener and connection, and returns when the loops have
 // ended.
 func (e *Engine) Close() {
@@ -257,6 +270,8 @@ type message struct {
 	listener *listener       // of attach and detach
 	done     *sync.WaitGroup // told when it has been done, if not nil
 	upstream netip.AddrPort  // of cutUpstream
+	local    netip.Addr      // of cutLocal
+	found    *atomic.Int64   // of cutLocal: told how many
 	inspect  func()          // of inspect
 
 	// Of adopt.
@@ -271,6 +286,7 @@ const (
 	attach             // accept from a listener
 	detach             // no longer
 	cutUpstream        // reset the connections to an upstream
+	cutLocal           // reset the connections to an address of this machine
 	newSettings        // look at the settings again
 	inspect            // call a function
 	quit               // close everything and end

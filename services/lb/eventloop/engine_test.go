@@ -190,6 +190,31 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+func TestCloseLocal(t *testing.T) {
+	leakCheck(t)
+	up := serve(t, "127.0.0.1:0", echo)
+	r := startOn(t, Options{Loops: 2}, "127.0.0.1:0", up)
+	var conns []*net.TCPConn
+	for range 8 {
+		c := dialRig(t, r)
+		exchange(t, c, []byte("x"))
+		conns = append(conns, c)
+	}
+	if n := r.CloseLocal(netip.MustParseAddr("127.0.0.2")); n != 0 {
+		t.Errorf("%d connections closed of another address, want none", n)
+	}
+	exchange(t, conns[0], []byte("untouched"))
+	if n := r.CloseLocal(netip.MustParseAddr("127.0.0.1")); n != len(conns) {
+		t.Errorf("%d connections closed, want %d", n, len(conns))
+	}
+	for _, c := range conns {
+		wantReset(t, c)
+	}
+	if got := r.result(t, 7).Reason; got != Cut {
+		t.Errorf("reason %v, want Cut", got)
+	}
+}
+
 func TestCloseUpstream(t *testing.T) {
 	leakCheck(t)
 	up := serve(t, "127.0.0.1:0", echo)

@@ -242,6 +242,8 @@ func (l *loop) readInbox() {
 			l.detach(m.listener)
 		case cutUpstream:
 			l.cut(m.upstream)
+		case cutLocal:
+			m.found.Add(l.cutLocal(m.local))
 		case newSettings:
 			l.applySettings()
 		case inspect:

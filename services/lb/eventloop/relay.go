@@ -345,6 +345,19 @@ func (l *loop) cut(to netip.AddrPort) {
 	})
 }
 
+// cutLocal resets both sides of every connection that came to an address of this machine, and returns how many.
+func (l *loop) cutLocal(local netip.Addr) (found int64) {
+	l.pairs.each(func(p *pair) {
+		if localAddress(p.fd[client]).Addr() == local {
+			resetOnClose(p.fd[client])
+			resetOnClose(p.fd[upstream]) // there may be none yet
+			l.finish(p, Cut)
+			found++
+		}
+	})
+	return found
+}
+
 // finish closes a pair and everything it holds.
 func (l *loop) finish(p *pair, reason Reason) {
 	for side, fd := range p.fd {

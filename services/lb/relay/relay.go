@@ -86,7 +86,7 @@ const (
 	UpstreamReset               // the upstream's connection broke
 	Idle                        // no byte moved for the idle timeout
 	Unplaced                    // no upstream could be connected to
-	Cut                         // closed by this process: Close, CloseUpstream
+	Cut                         // closed by this process: Close, CloseUpstream, CloseLocal
 )
 
 // String is the reason in lower case, fit for a metric's label.
@@ -292,6 +292,17 @@ func (e *Engine) CloseUpstream(upstream netip.AddrPort) {
 			c.end(Cut, true)
 		}
 	}
+}
+
+// CloseLocal resets every connection that came to an address of this machine, and returns how many those were.
+func (e *Engine) CloseLocal(local netip.Addr) (found int) {
+	for _, c := range e.open() {
+		if addrPort(c.client.LocalAddr()).Addr() == local {
+			c.end(Cut, true)
+			found++
+		}
+	}
+	return found
 }
 
 // Close closes every listener and connection, and returns when all

@@ -364,6 +364,25 @@ func TestCloseUpstream(t *testing.T) {
 	}
 }
 
+func TestCloseLocal(t *testing.T) {
+	r := start(t, settings(), listen(t).echo(t).addr)
+	c := r.dial(t)
+	send(t, c, "x")
+	expect(t, c, "x")
+	if n := r.CloseLocal(netip.MustParseAddr("127.0.0.2")); n != 0 {
+		t.Errorf("%d connections closed of another address, want none", n)
+	}
+	send(t, c, "kept")
+	expect(t, c, "kept")
+	if n := r.CloseLocal(netip.MustParseAddr("127.0.0.1")); n != 1 {
+		t.Errorf("%d connections closed, want 1", n)
+	}
+	expectReset(t, c)
+	if got := r.result(t); got.Reason != Cut {
+		t.Errorf("reason = %s, want cut", got.Reason)
+	}
+}
+
 // A connection that talks lives on, and ends when it has been silent for long enough.
 func TestIdleTimeout(t *testing.T) {
 	u := listen(t).echo(t)
