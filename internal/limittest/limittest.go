@@ -22,11 +22,14 @@ const (
 	memory      = "GOSHIELD_TEST_LIMIT_MEMORY"
 )
 
+// stacks is room for eight threads' stacks, of 8 MiB each, of which they use little.
+const stacks = 64 << 20
+
 // Descriptors is what to put into the environment of a process that may have n file descriptors.
 func Descriptors(n int) string { return fmt.Sprintf("%s=%d", descriptors, n) }
 
-// Memory is what to put into the environment of a process that may map so many bytes beside what it has when it
-// obeys. When it asks for more, the Go runtime ends it. Go maps its heap 64 MiB at a time.
+// Memory is what to put into the environment of a process that may have so many bytes of its own beside those that it has when it
+// obeys, and the stacks that libc gives to threads. When it asks for more, the Go runtime ends it.
 func Memory(n uint64) string { return fmt.Sprintf("%s=%d", memory, n) }
 
 // Obey puts the limits in the environment into force. It panics where it cannot: the test would show nothing.
@@ -35,7 +38,8 @@ func Obey() {
 		set(syscall.RLIMIT_NOFILE, n)
 	}
 	if n, ok := wanted(memory); ok {
-		set(syscall.RLIMIT_AS, n+status("VmSize"))
+		// Not RLIMIT_AS: it counts what is only reserved, 64 MiB at a time.
+		set(syscall.RLIMIT_DATA, n+status("VmData")+stacks)
 	}
 }
 

@@ -213,7 +213,7 @@ drain: {window: 1s, timeout: 120s}
 	}
 	stop.Store(true)
 	clients.Wait()
-	t.Logf("%d connections during %d swaps", made.Load(), swaps)
+	t.Attr("connections", fmt.Sprintf("%d during %d swaps, none refused", made.Load(), swaps))
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package balancer
 import (
 	"math"
 	"runtime"
-	"runtime/debug"
 	runtimemetrics "runtime/metrics"
 	"sync"
 	"sync/atomic"
@@ -16,7 +15,7 @@ const (
 	memoryLook    = 10 * time.Millisecond // how often the memory is looked at, while connections come
 	memoryPart    = 0.9                   // of GOMEMLIMIT, above which there is little left
 	memoryCollect = time.Second           // between two garbage collections that are asked for
-	backlogPart   = 0.75                  // of GOMEMLIMIT, that bytes which wait for slow readers may take
+	backlogPart   = 0.75                  // of what GOMEMLIMIT leaves at the start, that bytes which wait for slow readers may take
 	heldPart      = 0.875                 // of that, above which there is little left
 )
 
@@ -67,10 +66,11 @@ func (m *memory) wait() { m.collecting.Wait() }
 
 // backlogMemory is how many bytes the engine may hold for slow readers; 0: as many as it thinks fit.
 func backlogMemory() int64 {
-	if limit := debug.SetMemoryLimit(-1); limit != math.MaxInt64 { // -1 only asks
-		return max(1, int64(backlogPart*float64(limit)))
+	used, limit := memoryUse()
+	if limit == math.MaxInt64 {
+		return 0
 	}
-	return 0
+	return max(1, int64(backlogPart*float64(limit-min(used, limit))))
 }
 
 // memoryUse is how many bytes the process has in use, without those that it could give back, and how many it

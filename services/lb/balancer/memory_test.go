@@ -10,7 +10,6 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -67,7 +66,7 @@ func TestTwiceWhatFitsIntoMemory(t *testing.T) {
 		t.Fatalf("%d connections let in and %d refused, want some of each", len(fit.conns), fit.refused)
 	}
 	more := stall(t, lb.addr, len(fit.conns), func(int64) bool { return false })
-	t.Logf("%d connections fitted into %d MiB; of as many again %d were let in", len(fit.conns), limit>>20, len(more.conns))
+	t.Attr("fitted", fmt.Sprintf("%d connections into %d MiB; of as many again %d", len(fit.conns), limit>>20, len(more.conns)))
 	if let := len(more.conns); let*5 > len(fit.conns) {
 		t.Errorf("%d connections let in over the %d that fitted, want a fifth of them at most", let, len(fit.conns))
 	}
@@ -97,10 +96,7 @@ func TestTwiceWhatFitsIntoMemory(t *testing.T) {
 // startSwallower starts an upstream that echoes single bytes. When more come at once, it reads no more, and sends.
 func startSwallower(t *testing.T) (addr string) {
 	t.Helper()
-	small := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		return raw.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4096) })
-	}}
-	ln, err := small.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	ln, err := (&net.ListenConfig{Control: narrowSocket}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +151,7 @@ func stall(t *testing.T, addr string, n int, enough func(refused int64) bool) *s
 		workers.Go(func() {
 			data := bytes.Repeat([]byte("y"), 64<<10)
 			for tried.Add(1) <= int64(n) && !enough(refused.Load()) {
-				c, err := net.Dial("tcp", addr)
+				c, err := (&net.Dialer{Control: narrowSocket}).Dial("tcp", addr)
 				if err == nil {
 					err = ping(c, patience)
 				}

@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -53,7 +54,7 @@ func shareAtTwice(t *testing.T, places int, each, length time.Duration) float64 
 		t.Error("nobody was refused: that was no overload")
 	}
 	share := float64(served) / float64(max(peak, 1))
-	t.Logf("%d places, each stays %s: %d served at the peak, %d at twice the load: %.2f", places, each, peak, served, share)
+	t.Attr(fmt.Sprintf("places_%d_each_for_%s", places, each), fmt.Sprintf("%d served at the peak, %d at twice the load: %.2f", peak, served, share))
 	return share
 }
 

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -47,22 +46,22 @@ func forEach(t *testing.T, s relay.Settings, listen string, upstreams []string, 
 // inOrder is a director that tries its upstreams one after the other.
 type inOrder []string
 
-func (o inOrder) Admit(netip.AddrPort) relay.Placement {
-	left := slices.Clone(o)
-	return &left
-}
+func (o inOrder) Admit(netip.AddrPort) relay.Placement { return &untried{upstreams: o} }
 
-func (o *inOrder) Next(error) (netip.AddrPort, bool) {
-	if len(*o) == 0 {
+// untried are the upstreams that one connection has not tried yet.
+type untried struct{ upstreams []string }
+
+func (u *untried) Next(error) (netip.AddrPort, bool) {
+	if len(u.upstreams) == 0 {
 		return netip.AddrPort{}, false
 	}
-	next := netip.MustParseAddrPort((*o)[0])
-	*o = (*o)[1:]
+	next := netip.MustParseAddrPort(u.upstreams[0])
+	u.upstreams = u.upstreams[1:]
 	return next, true
 }
 
-func (o *inOrder) Observe(relay.Event, time.Duration) {}
-func (o *inOrder) Closed(relay.Result)                {}
+func (u *untried) Observe(relay.Event, time.Duration) {}
+func (u *untried) Closed(relay.Result)                {}
 
 // behind runs serve for each connection to a new listener, and hangs up after it. The test's end waits for all.
 func behind(t *testing.T, listen string, serve func(*net.TCPConn)) (addr string) {

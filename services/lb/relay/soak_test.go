@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -68,7 +69,9 @@ func TestSoak(t *testing.T) {
 	run(soaks, length-length/10)
 	most := peak()
 	after := awaitStock(t, before)
-	t.Logf("at rest %+v, then %+v; at most %d MiB of heap", before, after, most>>20)
+	t.Attr("descriptors", fmt.Sprintf("%d, then %d", before.descriptors, after.descriptors))
+	t.Attr("goroutines", fmt.Sprintf("%d, then %d", before.goroutines, after.goroutines))
+	t.Attr("heap", fmt.Sprintf("%d KiB, then %d KiB, at most %d MiB", before.heapKiB, after.heapKiB, most>>20))
 	if most > heapLimit {
 		t.Errorf("%d MiB of heap in use, want at most %d", most>>20, heapLimit>>20)
 	}
@@ -203,8 +206,8 @@ func (s *soak) finish(t *testing.T) {
 	}
 	stats := s.Stats()
 	n, broken := s.conversations.Load(), s.broken.Load()
-	t.Logf("%s: %d conversations, %d of them killed; %d MiB up, %d MiB down, %d MiB spliced",
-		s.name, n, broken, stats.ToUpstream>>20, stats.ToClient>>20, stats.Spliced>>20)
+	t.Attr(strings.ReplaceAll(s.name, " ", "_"), fmt.Sprintf("%d conversations, %d of them killed; %d MiB up, %d MiB down, %d MiB spliced",
+		n, broken, stats.ToUpstream>>20, stats.ToClient>>20, stats.Spliced>>20))
 	if n < 20 || broken*2 > n {
 		t.Errorf("%s: %d conversations, %d of them killed: this tests little", s.name, n, broken)
 	}
