@@ -29,9 +29,9 @@ type Embedded struct {
 // Keys age by turns: miniredis can do it before each command, but goes through all keys for that, and would be busy with
 // nothing else where there are thousands. So a key goes up to one turn early or late.
 const (
-	ageEvery = 50 * time.Millisecond
-	// ageShare of the time is what turns may take at most; the more keys, the rarer they are.
-	ageShare = 20
+	ageEvery  = 50 * time.Millisecond
+	ageRarest = time.Second
+	ageShare  = 20 // the more keys, the rarer are turns: they take a twentieth of the time at most
 )
 
 // StartEmbedded listens on addr ("127.0.0.1:0" for any port). Whoever started it closes it.
@@ -61,7 +61,7 @@ func (e *Embedded) expire() {
 		}
 		began := time.Now()
 		e.age(began, false)
-		wait = max(ageEvery, ageShare*time.Since(began))
+		wait = min(max(ageEvery, ageShare*time.Since(began)), ageRarest)
 	}
 }
 

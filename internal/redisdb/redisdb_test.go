@@ -319,6 +319,31 @@ func TestEmbeddedClock(t *testing.T) {
 	}
 }
 
+// Keys go by themselves, by the machine's clock, also during an outage.
+func TestEmbeddedKeysExpire(t *testing.T) {
+	e, rdb := redistest.Embedded(t)
+	for key, ttl := range map[string]time.Duration{"short": 500 * time.Millisecond, "long": time.Hour} {
+		if err := rdb.Set(t.Context(), key, "v", ttl).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	redistest.Until(t, "the short one is gone", func() bool { return rdb.Exists(t.Context(), "short").Val() == 0 })
+	if got := rdb.PTTL(t.Context(), "long").Val(); got < 50*time.Minute || got >= time.Hour {
+		t.Errorf("PTTL of the long one = %v, want less than an hour", got)
+	}
+	if err := rdb.Set(t.Context(), "outlived", "v", 500*time.Millisecond).Err(); err != nil {
+		t.Fatal(err)
+	}
+	e.Stop()
+	if err := e.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	redistest.Until(t, "the key of before the outage is gone", func() bool {
+		n, err := rdb.Exists(t.Context(), "outlived").Result()
+		return err == nil && n == 0
+	})
+}
+
 func TestEmbeddedOutage(t *testing.T) {
 	e, rdb := redistest.Embedded(t)
 	if err := rdb.Set(t.Context(), "k", "v", 0).Err(); err != nil {

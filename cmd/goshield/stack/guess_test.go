@@ -30,9 +30,6 @@ func TestGuessing(t *testing.T) {
 		if e.Code != wire.CodeRateLimited || e.RetryAfter <= 0 {
 			t.Fatalf("after %d guesses: %+v, want rate_limited, and when to come back", wrong, e)
 		}
-		if wrong < 10 {
-			t.Errorf("limited after %d guesses, want 10", wrong)
-		}
 		if e := guess(token); e.Code != wire.CodeRateLimited {
 			t.Errorf("the right token from there: %+v, want rate_limited", e)
 		}
