@@ -48,7 +48,12 @@ func answers(r *rig) bool {
 func TestTwiceWhatFitsIntoMemory(t *testing.T) {
 	limit := uint64(32 << 20)
 	if os.Getenv("GOSHIELD_TEST_LONG") != "" {
-		limit = 256 << 20
+		limit = 64 << 20
+		// Connections that stall have bytes in the kernel, too: a good MiB each. Where the kernel has less for all of TCP, it
+		// resets those of other tests.
+		if tcpMemory() > 10<<30 {
+			limit = 256 << 20
+		}
 	}
 	lb := startChild(t, startSwallower(t), fmt.Sprintf("GOMEMLIMIT=%d", limit))
 	live, err := net.Dial("tcp", lb.addr)

@@ -2,6 +2,9 @@ package balancer
 
 import (
 	"net"
+	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -29,4 +32,15 @@ func narrowSocket(_, _ string, raw syscall.RawConn) error {
 			_ = syscall.SetsockoptInt(int(fd), o[0], o[1], o[2])
 		}
 	})
+}
+
+// tcpMemory is how many bytes the kernel may have in use for TCP; 0 where it does not tell.
+func tcpMemory() uint64 {
+	text, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_mem")
+	fields := strings.Fields(string(text))
+	if len(fields) != 3 {
+		return 0
+	}
+	pages, _ := strconv.ParseUint(fields[2], 10, 32)
+	return pages * uint64(os.Getpagesize())
 }
