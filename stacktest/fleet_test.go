@@ -96,7 +96,7 @@ func (k keys) config(n int, addr string, store client.TokenStore) client.Config 
 	key := wire.DeviceKey(k.group, id)
 	return client.Config{
 		Addr: addr, ClientID: id, DeviceKey: &key, TokenStore: store,
-		TLS:            &tls.Config{RootCAs: k.roots, ServerName: "localhost", MinVersion: tls.VersionTLS12},
+		TLS:         &tls.Config{RootCAs: k.roots, ServerName: "localhost", MinVersion: tls.VersionTLS12},
 		KeepDialing: true,
 	}
 }
