@@ -99,7 +99,7 @@ func (k keys) config(n int, addr string, store client.TokenStore) client.Config 
 	store = notingStore{store, k.known}
 	return client.Config{
 		Addr: addr, ClientID: id, DeviceKey: &key, TokenStore: store,
-		TLS:            &tls.Config{RootCAs: k.roots, ServerName: "localhost", MinVersion: tls.VersionTLS12},
+		TLS:         &tls.Config{RootCAs: k.roots, ServerName: "localhost", MinVersion: tls.VersionTLS12},
 		KeepDialing: true,
 	}
 }
