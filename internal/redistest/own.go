@@ -39,6 +39,7 @@ type Own struct {
 	nodes []*Node    // i and i+3 are a shard
 	guard *exec.Cmd  // kills the processes if the test's own process dies
 	pids  *os.File   // the guard's input
+	held  bool       // a node without data hands nothing on to replicas, as redis/start has it
 	base  int        // ports base to base+11: six for clients, six for the bus
 	rng   *rand.Rand // for ports
 }
@@ -47,10 +48,19 @@ type Own struct {
 // set: then nobody asks for tests on a real cluster.
 func StartOwn(t testing.TB) *Own {
 	t.Helper()
+	c := startServers(t, false)
+	c.form()
+	c.AwaitWhole()
+	return c
+}
+
+// startServers starts the six servers, which do not know each other.
+func startServers(t testing.TB, held bool) *Own {
+	t.Helper()
 	if ClusterAddrs() == nil {
 		t.Skipf("%s is not set", EnvCluster)
 	}
-	c := &Own{t: t, dir: t.TempDir(), rng: rand.New(rand.NewPCG(rand.Uint64(), uint64(os.Getpid())))}
+	c := &Own{t: t, dir: t.TempDir(), held: held, rng: rand.New(rand.NewPCG(rand.Uint64(), uint64(os.Getpid())))}
 	t.Cleanup(c.end)
 	if err := c.startGuard(); err != nil {
 		t.Fatalf("start the guard of redis-server: %v", err)
@@ -64,8 +74,6 @@ func StartOwn(t testing.TB) *Own {
 			t.Fatalf("start redis-server: %v", err)
 		}
 	}
-	c.form()
-	c.AwaitWhole()
 	return c
 }
 
