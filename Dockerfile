@@ -5,6 +5,9 @@
 # SERVICE is lb, gateway, auth-service, echo-backend or goshield. An image holds one
 # static program and nothing else: no shell, no libraries, no root.
 
+# The tag names Go's minor release, as go.mod does, and Debian's: its point releases mend security, and a build is
+# to have them without a change here. What it builds from is fixed by go.sum. scripts/offline-images makes an image of
+# this very name where there is no registry.
 FROM golang:1.26-bookworm AS build
 ENV CGO_ENABLED=0 GOWORK=off GOTOOLCHAIN=local GOFLAGS=-trimpath\ -buildvcs=false
 WORKDIR /src

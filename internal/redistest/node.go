@@ -44,6 +44,10 @@ func (n *Node) start() error {
 	if err != nil {
 		return err
 	}
+	delay := "0"
+	if _, err := os.Stat(filepath.Join(n.dir, "nodes.conf")); err != nil && n.cluster.held {
+		delay = "86400"
+	}
 	//nolint:gosec // G204: ports and paths of this package's own
 	n.cmd = exec.Command("redis-server", "--bind", host, "--port", strconv.Itoa(n.port), "--cluster-port", strconv.Itoa(n.bus),
 		"--dir", n.dir, "--logfile", filepath.Join(n.dir, "redis.log"), "--daemonize", "no",
@@ -51,7 +55,7 @@ func (n *Node) start() error {
 		"--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf",
 		"--cluster-node-timeout", strconv.FormatInt(NodeTimeout.Milliseconds(), 10),
 		"--cluster-announce-port", announced, "--cluster-announce-bus-port", strconv.Itoa(n.bus),
-		"--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0",
+		"--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", delay,
 		"--cluster-replica-validity-factor", "0") // a replica takes over, however long it was frozen
 	if err := n.cmd.Start(); err != nil {
 		n.cmd = nil

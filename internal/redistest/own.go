@@ -39,6 +39,7 @@ type Own struct {
 	nodes []*Node   // i and i+3 are a shard
 	guard *exec.Cmd // kills the processes if the test's own process dies
 	pids  *os.File  // the guard's input
+	held  bool      // a node without data hands nothing on to replicas, as redis/start has it
 	base  int       // ports base to base+11: six for clients, six for the bus
 	front func(addr string) string
 	rng   *rand.Rand // for ports
@@ -55,10 +56,19 @@ func StartOwn(t testing.TB) *Own {
 // where on the same host clients, and its replica, are to find it instead. Nil: there is nothing before them.
 func StartOwnBehind(t testing.TB, front func(addr string) string) *Own {
 	t.Helper()
+	c := startServers(t, false, front)
+	c.form()
+	c.AwaitWhole()
+	return c
+}
+
+// startServers starts the six servers, which do not know each other.
+func startServers(t testing.TB, held bool, front func(addr string) string) *Own {
+	t.Helper()
 	if ClusterAddrs() == nil {
 		t.Skipf("%s is not set", EnvCluster)
 	}
-	c := &Own{t: t, dir: t.TempDir(), rng: rand.New(rand.NewPCG(rand.Uint64(), uint64(os.Getpid()))), front: front}
+	c := &Own{t: t, dir: t.TempDir(), held: held, rng: rand.New(rand.NewPCG(rand.Uint64(), uint64(os.Getpid()))), front: front}
 	t.Cleanup(c.end)
 	if err := c.startGuard(); err != nil {
 		t.Fatalf("start the guard of redis-server: %v", err)
@@ -72,8 +82,6 @@ func StartOwnBehind(t testing.TB, front func(addr string) string) *Own {
 			t.Fatalf("start redis-server: %v", err)
 		}
 	}
-	c.form()
-	c.AwaitWhole()
 	return c
 }
 

@@ -1,8 +1,9 @@
 // Package backend is a service behind GoShield's gateways: it answers the
 // requests of devices and pushes messages to them.
 //
+//	secret, err := os.ReadFile("/run/secrets/backend") // the same as the gateways' backend.secret_file
 //	srv := &backend.Server{
-//		Secrets: []string{os.Getenv("BACKEND_SECRET")}, // as the gateways' backend.secret_file
+//		Secrets: strings.Fields(string(secret)), // one, or two while it is replaced
 //		Handler: func(ctx context.Context, req backend.Request) (backend.Response, error) {
 //			return backend.Response{Body: req.Body}, nil // an echo
 //		},
