@@ -49,6 +49,7 @@ func TestFloodLeavesOthersAlone(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			doc := testDoc()
+			doc.Heartbeat.Interval = 0 // the devices send none
 			doc.DeviceLimit = dynamic.DeviceLimit{Bucket: dynamic.Bucket{Rate: rate, Burst: burst}, OnLimit: dynamic.LimitReject}
 			w := newWorld(t, doc)
 			var ofFlooder atomic.Int64
