@@ -4,6 +4,7 @@ package stacktest
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -33,7 +34,27 @@ func everyDoor(t *testing.T, s *stack) {
 			asksByMQTT(t, s.keys, visitors+10+2*i+j, door.tls, door.mqtt, version)
 		}
 	}
+	sessionsResume(t, s.keys)
 	s.fleet.settle(t)
+}
+
+// sessionsResume has a device come back to one gateway after the other: they share the keys of their tickets.
+func sessionsResume(t *testing.T, k keys) {
+	t.Helper()
+	cfg := &tls.Config{
+		RootCAs: k.roots, ServerName: "localhost", ClientSessionCache: tls.NewLRUClientSessionCache(1),
+		MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12, // there the ticket is part of the handshake
+	}
+	for i := range 3 * replicas {
+		conn, err := tls.Dial("tcp", vip+":8443", cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resumed := conn.ConnectionState().DidResume; resumed != (i > 0) {
+			t.Errorf("connection %d: resumed %v, want all but the first", i, resumed)
+		}
+		_ = conn.Close()
+	}
 }
 
 // commands are those that the README gives to try: one device, then two hundred.
@@ -43,7 +64,7 @@ func commands(t *testing.T, s *stack) {
 	if got := strings.TrimSpace(out); got != body {
 		t.Errorf("answer %q, want %q", got, body)
 	}
-	compose(t, "--profile", "demo", "up", "-d", "--no-build", "--no-recreate", "demo")
+	compose(t, "--profile", "demo", "up", "-d", "--no-build", "demo")
 	side := master(t)
 	await(t, "the demo's devices are connected", patience, func() error {
 		status, err := statusOf(side)

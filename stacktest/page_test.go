@@ -86,7 +86,7 @@ func picture(t *testing.T, s *stack) {
 		s.page = visitPage(s.t, t, side)
 	}
 	f := startFleetAt(t, time.Second, s.keys, visitors, 120, vip+":8443", client.MemoryStore())
-	up(t, "--no-recreate", "--scale", "gateway=4")
+	up(t, "--scale", "gateway=4")
 	f.settle(t)
 	var gateways []string
 	for _, gateway := range containers(t, "gateway") {

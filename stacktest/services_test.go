@@ -18,7 +18,7 @@ import (
 func scaleGateways(t *testing.T, s *stack) {
 	s.noneFailed(t, func() {
 		for _, n := range []int{5, 2} {
-			up(t, "--no-recreate", "--scale", fmt.Sprintf("gateway=%d", n))
+			up(t, "--scale", fmt.Sprintf("gateway=%d", n))
 			if got := len(containers(t, "gateway")); got != n {
 				t.Errorf("%d gateways, want %d", got, n)
 			}
@@ -34,7 +34,7 @@ func rollGateways(t *testing.T, s *stack) {
 // twoGatewaysDrain stops two of four at once. Their devices are asked to go elsewhere, and each goes once.
 func twoGatewaysDrain(t *testing.T, s *stack) {
 	s.noneFailed(t, func() {
-		up(t, "--no-recreate", "--scale", "gateway=4")
+		up(t, "--scale", "gateway=4")
 		s.levelled(t, 4)
 		side := master(t)
 		all := containers(t, "gateway")

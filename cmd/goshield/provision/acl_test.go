@@ -69,6 +69,7 @@ func TestRedisUsers(t *testing.T) {
 			mayNot: []string{
 				"set x y", "set " + record + " x", "hset " + record + " cur x", "del " + record, "get x", "hgetall " + record, "get goshield:config", "scan 0",
 				"publish goshield:revoked x", "subscribe goshield:revoked", "xrange goshield:revoked - +",
+				"client kill type normal", "client pause 1", "client unpause", "client no-evict on",
 			},
 		}, {
 			name: "probe", password: "none",

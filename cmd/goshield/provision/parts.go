@@ -112,7 +112,7 @@ var acl = []struct{ user, secret, rules string }{
 	{"auth-service", redisAuth, "~goshield:* &goshield:* +@all -@admin -@dangerous " + clusterCommands},
 	{"gateway", redisGateway, "%R~goshield:token:* %R~goshield:revoked ~goshield:node:* ~goshield:nodes ~goshield:*limit* ~goshield:*config* " +
 		"&goshield:* +@all -@admin -@dangerous " + clusterCommands},
-	{"exporter", redisExporter, "%R~* -@all +@connection +info +config|get +latency +slowlog +cluster|info +cluster|slots " +
+	{"exporter", redisExporter, "%R~* -@all +@connection -client|kill -client|pause -client|unpause -client|no-evict +info +config|get +latency +slowlog +cluster|info +cluster|slots " +
 		"+cluster|nodes +client|list +dbsize"},
 }
 
