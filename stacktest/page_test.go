@@ -119,7 +119,10 @@ func picture(t *testing.T, s *stack) {
 		t.Fatalf("no picture, but %d bytes", len(image))
 	}
 	if file := os.Getenv("GOSHIELD_STACK_PICTURE"); file != "" {
-		if err := os.WriteFile(filepath.Join("..", file), image, 0o644); err != nil {
+		if !filepath.IsAbs(file) {
+			file = filepath.Join("..", file)
+		}
+		if err := os.WriteFile(file, image, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
