@@ -26,8 +26,8 @@ func (o *options) tracked(churn int) int {
 	return int(each*float64(churn)) * o.rounds * len(o.field) * len(o.threads) * len(o.connections)
 }
 
-// makeRoom sees to it that the kernel can remember so many connections more, with files in dir; undo puts back what was changed. The
-// error says what has to be done by somebody who may.
+// makeRoom sees to it that the kernel can remember so many connections more, with files in dir; undo puts back what was changed, once they are
+// forgotten. The error says what has to be done by somebody who may.
 func makeRoom(dir string, more int) (undo func() error, err error) {
 	nothing := func() error { return nil }
 	file := filepath.Join(dir, "nf_conntrack_max")
@@ -46,7 +46,23 @@ func makeRoom(dir string, more int) (undo func() error, err error) {
 		return nothing, fmt.Errorf("the kernel tracks connections, %d now and at most %d, and drops what goes beyond; this run opens up to %d. "+
 			"Run it as root, or before it, as root: sysctl -w net.netfilter.nf_conntrack_max=%d (%w)", count, most, more, count+more, err)
 	}
-	return func() error { return writeNumber(file, most) }, nil
+	return func() error {
+		forgotten(filepath.Join(dir, "nf_conntrack_count"), most*9/10)
+		return writeNumber(file, most)
+	}, nil
+}
+
+// remembered is a little more than what the kernel remembers a connection for after its end.
+const remembered = 130 * time.Second
+
+// forgotten waits until no more than so many connections are tracked, for as long as the kernel takes to forget: with the
+// old limit and more than that, nobody on this machine could connect.
+func forgotten(file string, most int) {
+	for end := time.Now().Add(remembered); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if count, err := readNumber(file); err != nil || count <= most {
+			return
+		}
+	}
 }
 
 func readNumber(file string) (int, error) {

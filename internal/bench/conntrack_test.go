@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestRoomForConnections(t *testing.T) {
@@ -46,6 +47,36 @@ func TestRoomForConnections(t *testing.T) {
 				t.Errorf("afterwards the limit is %q, want %q", got, want)
 			}
 		})
+	}
+}
+
+// The limit is not lowered below what is tracked.
+func TestRoomIsTakenBackOnceItIsFree(t *testing.T) {
+	dir := t.TempDir()
+	file, count := filepath.Join(dir, "nf_conntrack_max"), filepath.Join(dir, "nf_conntrack_count")
+	write := func(file, text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(file, "1000")
+	write(count, "401")
+	undo, err := makeRoom(dir, 600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(count, "950")
+	undone := make(chan error, 1)
+	go func() { undone <- undo() }()
+	select {
+	case err := <-undone:
+		t.Fatalf("the limit was put back with 950 of 1000 tracked: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	write(count, "400")
+	if err := <-undone; err != nil || contents(file) != "1000" {
+		t.Errorf("afterwards the limit is %q, %v, want 1000", contents(file), err)
 	}
 }
 
