@@ -33,13 +33,21 @@ func TestRevocationReachesTheGateway(t *testing.T) {
 			d.wantClosed(wire.CodeRevoked)
 			times = append(times, time.Since(at))
 		}
-		slices.Sort(times)
-		worst := times[len(times)/2]
-		if long {
-			worst = times[len(times)-1]
-		}
-		if worst > limit {
-			t.Errorf("closed after %v, want within %v (all: %v)", worst, limit, times)
-		}
+		inTime(t, limit, times)
 	})
+}
+
+// inTime holds times against a promise: each of them at full size, their median on a machine with other work. It returns the
+// one that counts, and sorts them.
+func inTime(t *testing.T, limit time.Duration, times []time.Duration) time.Duration {
+	t.Helper()
+	slices.Sort(times)
+	worst := times[len(times)/2]
+	if long {
+		worst = times[len(times)-1]
+	}
+	if worst > limit {
+		t.Errorf("it took %v, want %v at most (all: %v)", worst, limit, times)
+	}
+	return worst
 }
