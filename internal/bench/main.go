@@ -45,18 +45,17 @@ type mode struct {
 	summary  string
 	defaults func(quick bool) options
 	run      func(ctx context.Context, r *rig, opt options) (*report, error)
-	churn    int // connections a second that it opens at most, all the time; 0: a few at the start
 }
 
 var modes = []mode{
-	{"relay", "CPU per 64-byte round trip, round trips per second, latency", relayDefaults, relay, 0},
-	{"idle", "memory and descriptors per idle connection", idleDefaults, idle, 0},
-	{"connect", "CPU per connection opened, one round trip, closed", connectDefaults, connect, 2 * 12_000},
-	{"bulk", "MB per second", bulkDefaults, bulk, 0},
-	{"gateway", "CPU per request of a device, requests per second, latency", gatewayDefaults, gateway, 0},
-	{"idle-tls", "memory per idle TLS device, waking one", idleTLSDefaults, idleTLS, 0},
-	{"handshake", "CPU per TLS handshake, full and resumed", handshakeDefaults, handshake, 2 * 6_000},
-	{"auth", "operations on tokens per second, latency, memory in Redis", authDefaults, auth, 0},
+	{"relay", "CPU per 64-byte round trip, round trips per second, latency", relayDefaults, relay},
+	{"idle", "memory and descriptors per idle connection", idleDefaults, idle},
+	{"connect", "CPU per connection opened, one round trip, closed", connectDefaults, connect},
+	{"bulk", "MB per second", bulkDefaults, bulk},
+	{"gateway", "CPU per request of a device, requests per second, latency", gatewayDefaults, gateway},
+	{"idle-tls", "memory per idle TLS device, waking one", idleTLSDefaults, idleTLS},
+	{"handshake", "CPU per TLS handshake, full and resumed", handshakeDefaults, handshake},
+	{"auth", "operations on tokens per second, latency, memory in Redis", authDefaults, auth},
 }
 
 func main() {
@@ -148,17 +147,6 @@ func bench(ctx context.Context, m mode, opt options, out output, stdout, stderr 
 		return err
 	}
 	defer r.close()
-	if m.churn > 0 {
-		undo, err := makeRoom(conntrackDir, opt.tracked(m.churn))
-		if err != nil {
-			return err
-		}
-		defer func() {
-			if err := undo(); err != nil {
-				fmt.Fprintln(stderr, "bench: the limit of tracked connections stays raised:", err)
-			}
-		}()
-	}
 	rep, err := m.run(ctx, r, opt)
 	if err != nil {
 		return err
