@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/valyala/fasthttp"
 	"go.uber.org/zap"
 
 	"github.com/goshield/goshield/internal/admin"
@@ -57,8 +58,8 @@ type Server struct {
 	ending sync.Once // closes stop
 
 	// Static after Start.
-	ln      net.Listener
-	http    *http.Server
+	ln      *listener
+	http    *fasthttp.Server
 	rdb     redis.UniversalClient
 	store   *token.Store
 	devices *device.Registry
@@ -143,14 +144,16 @@ func (s *Server) Start() (err error) {
 	if s.rdb, err = redisdb.Open(ctx, s.cfg.Redis); err != nil {
 		return err
 	}
-	if s.ln, err = net.Listen("tcp", s.cfg.Listen); err != nil {
+	ln, err := net.Listen("tcp", s.cfg.Listen)
+	if err != nil {
 		return errors.Join(&config.Error{Key: "listen", Err: err}, s.rdb.Close())
 	}
+	s.ln = newListener(ln, s.log)
 	s.store = token.NewStore(s.rdb, s.log)
 	s.devices = device.NewRegistry(s.rdb)
 	s.guesses = guess.NewLimiter(s.rdb, s.cfg.Guessing)
 	s.pending = newRevocations()
-	s.http = admin.NewHTTPServer(s.handler(), s.log)
+	s.http = s.newHTTPServer()
 	s.followDocument()
 	go s.serve()
 	go s.tend()
@@ -174,8 +177,7 @@ func (s *Server) RegisterAdmin(*http.ServeMux) {}
 // serve ends when the HTTP server is shut down or closed.
 func (s *Server) serve() {
 	defer close(s.served)
-	err := s.http.Serve(s.ln) // it waits out a lack of descriptors
-	if !errors.Is(err, http.ErrServerClosed) {
+	if err := s.http.Serve(s.ln); err != nil { // nil: the listener was closed
 		s.log.Error("the HTTP server ended", zap.Error(err))
 	}
 }
@@ -186,9 +188,13 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	if s.http == nil {
 		return nil
 	}
-	err := s.http.Shutdown(ctx)
-	if err != nil {
-		err = fmt.Errorf("requests under way were cut off: %w", errors.Join(err, s.http.Close()))
+	err := s.http.ShutdownWithContext(ctx)
+	switch {
+	case errors.Is(err, net.ErrClosed):
+		err = nil // after Kill
+	case err != nil:
+		s.ln.cutAll()
+		err = fmt.Errorf("requests under way were cut off: %w", err)
 	}
 	return errors.Join(err, s.end())
 }
@@ -199,7 +205,7 @@ func (s *Server) Kill() {
 	if s.http == nil {
 		return
 	}
-	_ = s.http.Close() // whatever it was doing is lost, as meant
+	s.ln.cutAll() // whatever it was doing is lost, as meant
 	_ = s.end()
 }
 

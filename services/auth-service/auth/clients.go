@@ -51,7 +51,7 @@ func (s *Server) revoke(ctx context.Context, r request, e *entry) (answer, error
 
 // listDevices answers with a page of the registered devices.
 func (s *Server) listDevices(ctx context.Context, r request, _ *entry) (answer, error) {
-	list, err := s.devices.List(ctx, r.URL.Query().Get("cursor"), pageSize)
+	list, err := s.devices.List(ctx, r.cursor, pageSize)
 	if err != nil {
 		return answer{}, err
 	}

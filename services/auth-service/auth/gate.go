@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"context"
 	"sync/atomic"
 	"time"
 )
@@ -19,7 +18,7 @@ func newGate(slots int) *gate { return &gate{slots: make(chan struct{}, slots)} 
 
 // enter reports whether the request may go on; it waits at most for patience, and not at all
 // where too many do. After true, leave must be called.
-func (g *gate) enter(ctx context.Context, patience time.Duration) bool {
+func (g *gate) enter(patience time.Duration) bool {
 	select {
 	case g.slots <- struct{}{}:
 		return true
@@ -36,9 +35,8 @@ func (g *gate) enter(ctx context.Context, patience time.Duration) bool {
 	case g.slots <- struct{}{}:
 		return true
 	case <-t.C:
-	case <-ctx.Done():
+		return false
 	}
-	return false
 }
 
 func (g *gate) leave() { <-g.slots }

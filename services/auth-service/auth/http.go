@@ -6,14 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"mime"
 	"net/http"
-	"regexp"
 	"strconv"
 	"time"
 
-	"github.com/gorilla/mux"
+	"github.com/valyala/fasthttp"
 
 	"github.com/goshield/goshield/internal/authapi"
 	"github.com/goshield/goshield/sdk/wire"
@@ -24,93 +22,63 @@ import (
 // retryAfter is what callers are told while Redis cannot be asked or too many ask.
 const retryAfter = time.Second
 
-// caller is who may make a call.
-type caller int
-
-const (
-	gateways       caller = iota // and administrators
-	administrators               // only
-)
-
 // answer is the body of a success. A nil body is none.
 type answer struct {
 	status int
 	body   any
 }
 
-// request is a call whose body has been read.
+// request is a call whose body has been read. Head and body are valid until the answer is written.
 type request struct {
-	*http.Request
-	body []byte
+	head     *fasthttp.RequestHeader
+	body     []byte
+	clientID string // of the path
+	cursor   string // of the query
 }
 
 // endpoint does what a call asks for. It fills the audit entry; its error becomes a problem by
 // problemOf. ctx ends with the request's budget.
-type endpoint func(ctx context.Context, r request, e *entry) (answer, error)
+type endpoint func(s *Server, ctx context.Context, r request, e *entry) (answer, error)
 
-// handler is the whole API; openapi.yaml describes it.
-func (s *Server) handler() *mux.Router {
-	r := mux.NewRouter()
-	r.HandleFunc(pathOpenAPI, serveOpenAPI).Methods(http.MethodGet)
-	r.Handle(authapi.PathTokens, s.call(opIssue, gateways, s.issue)).Methods(http.MethodPost)
-	r.Handle(authapi.PathVerify, s.call(opVerify, gateways, s.verify)).Methods(http.MethodPost)
-	r.Handle(authapi.PathRotate, s.call(opRotate, gateways, s.rotate)).Methods(http.MethodPost)
-	r.Handle(authapi.PathRelease, s.call(opRelease, gateways, s.release)).Methods(http.MethodPost)
-	r.Handle(authapi.PathClients+"{client_id}", s.call(opShow, administrators, s.showClient)).Methods(http.MethodGet)
-	r.Handle(authapi.PathClients+"{client_id}/token", s.call(opRevoke, administrators, s.revoke)).Methods(http.MethodDelete)
-	r.Handle(authapi.PathDevices, s.call(opDeviceList, administrators, s.listDevices)).Methods(http.MethodGet)
-	r.Handle(authapi.PathDevices+"/{client_id}", s.call(opDevicePut, administrators, s.putDevice)).Methods(http.MethodPut)
-	r.Handle(authapi.PathDevices+"/{client_id}", s.call(opDeviceRemove, administrators, s.removeDevice)).Methods(http.MethodDelete)
-	r.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		writeProblem(w, problemOf(&apiError{status: http.StatusNotFound, code: authapi.CodeNotFound, detail: "no such path"}))
-	})
-	r.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		writeProblem(w, problemOf(&apiError{status: http.StatusMethodNotAllowed, code: authapi.CodeMethodNotAllowed, detail: "not with this method"}))
-	})
-	return r
-}
-
-// call makes an endpoint an HTTP handler: it bounds, authenticates, answers and audits.
-func (s *Server) call(op operation, who caller, do endpoint) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		e := &entry{operation: op, requestID: requestID(r), start: time.Now(), gateway: named(r, authapi.HeaderNode)}
-		w.Header().Set(authapi.HeaderRequestID, e.requestID)
-		r.Body = http.MaxBytesReader(w, r.Body, authapi.MaxBody)
-		a, err := s.admitted(r, who, do, e)
-		if err != nil {
-			p := problemOf(err)
-			s.audit.write(e, err, p)
-			writeProblem(w, p)
-			return
-		}
-		if e.operation != opRelease || e.batch.sessions > 0 { // releasing nothing is how gateways ping
-			s.audit.write(e, nil, authapi.Problem{})
-		}
-		writeJSON(w, a)
-	})
-}
-
-// admitted calls the endpoint when its turn has come, if the caller is who it must be. The body is
-// read before: who sends it slowly takes nobody's turn.
-func (s *Server) admitted(r *http.Request, who caller, do endpoint, e *entry) (answer, error) {
-	if err := s.authenticate(r, who); err != nil {
-		return answer{}, err
-	}
-	body, err := readBody(r)
+// call bounds, authenticates, answers and audits.
+func (s *Server) call(ctx *fasthttp.RequestCtx, to *route, clientID string) {
+	head := &ctx.Request.Header
+	e := &entry{operation: to.op, requestID: requestID(head), start: time.Now(), gateway: named(head, authapi.HeaderNode)}
+	ctx.Response.Header.Set(authapi.HeaderRequestID, e.requestID)
+	r := request{head: head, body: ctx.Request.Body(), clientID: clientID, cursor: string(ctx.QueryArgs().Peek("cursor"))}
+	a, err := s.admitted(r, to, e)
 	if err != nil {
+		p := problemOf(err)
+		s.audit.write(e, err, p)
+		writeProblem(ctx, p)
+		return
+	}
+	if e.operation != opRelease || e.batch.sessions > 0 { // releasing nothing is how gateways ping
+		s.audit.write(e, nil, authapi.Problem{})
+	}
+	writeJSON(ctx, a)
+}
+
+// admitted calls the endpoint when its turn has come, if the caller is who it must be. The whole request has been
+// read before: who sends it slowly takes nobody's turn.
+func (s *Server) admitted(r request, to *route, e *entry) (answer, error) {
+	if err := s.authenticate(r.head, to.who); err != nil {
 		return answer{}, err
 	}
-	if !s.gate.enter(r.Context(), s.budget) {
+	if len(r.body) > authapi.MaxBody {
+		return answer{}, errBodyTooLarge
+	}
+	if !s.gate.enter(s.budget) {
 		return answer{}, &apiError{status: http.StatusServiceUnavailable, code: wire.CodeAuthUnavailable, detail: "too many requests at once"}
 	}
 	defer s.gate.leave()
-	ctx, cancel := context.WithTimeout(r.Context(), s.budget)
+	ctx, cancel := context.WithTimeout(context.Background(), s.budget)
 	defer cancel()
-	return do(ctx, request{r, body}, e)
+	return to.do(s, ctx, r, e)
 }
 
-func (s *Server) authenticate(r *http.Request, who caller) error {
-	bearer := r.Header.Get("Authorization")
+func (s *Server) authenticate(head *fasthttp.RequestHeader, who caller) error {
+	bearer := string(head.Peek("Authorization"))
 	isAdmin := s.adminSecret != nil && s.adminSecret.MatchesBearer(bearer)
 	isGateway := s.gatewaySecret.MatchesBearer(bearer)
 	switch {
@@ -122,18 +90,22 @@ func (s *Server) authenticate(r *http.Request, who caller) error {
 	return &apiError{status: http.StatusUnauthorized, code: authapi.CodeUnauthorized, detail: "no valid secret"}
 }
 
-var wellNamed = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
-
 // named is a header's value if it is a name, and so may stand in logs; else "".
-func named(r *http.Request, header string) string {
-	if v := r.Header.Get(header); wellNamed.MatchString(v) {
-		return v
+func named(head *fasthttp.RequestHeader, header string) string {
+	v := head.Peek(header)
+	if len(v) > 64 {
+		return ""
 	}
-	return ""
+	for _, c := range v {
+		if (c|0x20 < 'a' || c|0x20 > 'z') && (c < '0' || c > '9') && c != '.' && c != '_' && c != '-' {
+			return ""
+		}
+	}
+	return string(v)
 }
 
-func requestID(r *http.Request) string {
-	if id := named(r, authapi.HeaderRequestID); id != "" {
+func requestID(head *fasthttp.RequestHeader) string {
+	if id := named(head, authapi.HeaderRequestID); id != "" {
 		return id
 	}
 	return rand.Text()
@@ -197,54 +169,38 @@ func newProblem(status int, code wire.Code, detail string) authapi.Problem {
 	return p
 }
 
-func writeProblem(w http.ResponseWriter, p authapi.Problem) {
+func writeProblem(ctx *fasthttp.RequestCtx, p authapi.Problem) {
+	head := &ctx.Response.Header
 	if p.RetryAfterMS > 0 {
-		w.Header().Set("Retry-After", strconv.FormatInt((p.RetryAfterMS+999)/1000, 10))
+		head.Set("Retry-After", strconv.FormatInt((p.RetryAfterMS+999)/1000, 10))
 	}
 	if p.Code == authapi.CodeUnauthorized {
-		w.Header().Set("WWW-Authenticate", `Bearer realm="auth-service"`)
+		head.Set("WWW-Authenticate", `Bearer realm="auth-service"`)
 	}
-	w.Header().Set("Content-Type", authapi.ProblemType)
-	w.WriteHeader(p.Status)
-	_ = json.NewEncoder(w).Encode(p) // a caller that is gone learns nothing
+	head.SetContentType(authapi.ProblemType)
+	head.SetStatusCode(p.Status)
+	_ = json.NewEncoder(ctx).Encode(p) // into memory
 }
 
-func writeJSON(w http.ResponseWriter, a answer) {
-	w.Header().Set("Cache-Control", "no-store")
+func writeJSON(ctx *fasthttp.RequestCtx, a answer) {
+	ctx.Response.Header.Set("Cache-Control", "no-store")
+	ctx.SetStatusCode(a.status)
 	if a.body == nil {
-		w.WriteHeader(a.status)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(a.status)
-	_ = json.NewEncoder(w).Encode(a.body) // a caller that is gone learns nothing
+	ctx.SetContentType(typeJSON)
+	_ = json.NewEncoder(ctx).Encode(a.body) // into memory
 }
 
-func readBody(r *http.Request) ([]byte, error) {
-	var data []byte
-	var err error
-	if r.ContentLength >= 0 && r.ContentLength <= authapi.MaxBody {
-		data = make([]byte, r.ContentLength)
-		_, err = io.ReadFull(r.Body, data)
-	} else {
-		data, err = io.ReadAll(r.Body) // up to MaxBody
-	}
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
-		return nil, &apiError{status: http.StatusRequestEntityTooLarge, code: authapi.CodeBodyTooLarge,
-			detail: fmt.Sprintf("the body must not be longer than %d bytes", authapi.MaxBody)}
-	case err != nil:
-		return nil, badRequest("the body cannot be read")
-	}
-	return data, nil
-}
+var errBodyTooLarge = &apiError{status: http.StatusRequestEntityTooLarge, code: authapi.CodeBodyTooLarge,
+	detail: fmt.Sprintf("the body must not be longer than %d bytes", authapi.MaxBody)}
+
+const typeJSON = "application/json"
 
 // decode reads the body into to: JSON, and nothing behind it. Fields that to does not have are
 // ignored.
 func decode(r request, to any) error {
-	const typeJSON = "application/json"
-	if given := r.Header.Get("Content-Type"); given != typeJSON {
+	if given := string(r.head.ContentType()); given != typeJSON {
 		if kind, _, err := mime.ParseMediaType(given); err != nil || kind != typeJSON {
 			return &apiError{status: http.StatusUnsupportedMediaType, code: authapi.CodeBadRequest, detail: "the body must be application/json"}
 		}
@@ -270,7 +226,7 @@ func parseFault(err error) string {
 
 // pathClientID reads {client_id} of the path.
 func pathClientID(r request, e *entry) (wire.ClientID, error) {
-	id, err := wire.ParseClientID(mux.Vars(r.Request)["client_id"])
+	id, err := wire.ParseClientID(r.clientID)
 	if err != nil {
 		return id, badRequest("%v", err)
 	}

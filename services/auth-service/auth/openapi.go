@@ -2,7 +2,8 @@ package auth
 
 import (
 	_ "embed"
-	"net/http"
+
+	"github.com/valyala/fasthttp"
 )
 
 // pathOpenAPI is where the API's description is served, to anybody: it is in the repository.
@@ -11,7 +12,7 @@ const pathOpenAPI = "/openapi.yaml"
 //go:embed openapi.yaml
 var openAPI []byte
 
-func serveOpenAPI(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "application/yaml")
-	_, _ = w.Write(openAPI) // a caller that is gone learns nothing
+func serveOpenAPI(ctx *fasthttp.RequestCtx) {
+	ctx.SetContentType("application/yaml")
+	ctx.SetBody(openAPI)
 }
