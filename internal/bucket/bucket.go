@@ -56,15 +56,21 @@ func (l Limit) span(n float64) int64 {
 // than the burst are given when the bucket is full, and leave it in debt: the rate
 // holds in the long run.
 func (l Limit) Take(b *Bucket, now int64, n float64) (ok bool, retry time.Duration) {
-	if l.Unlimited() {
-		return true, 0
+	if retry = l.Wait(b, now, n); retry > 0 {
+		return false, retry
 	}
-	fullAt, cost := max(b.fullAt, now), l.span(n)
-	if over := fullAt + min(cost, l.depth) - now - l.depth; over > 0 {
-		return false, time.Duration(over)
+	if !l.Unlimited() {
+		b.fullAt = max(b.fullAt, now) + l.span(n)
 	}
-	b.fullAt = fullAt + cost
 	return true, 0
+}
+
+// Wait is after how long Take would give n tokens; 0: now.
+func (l Limit) Wait(b *Bucket, now int64, n float64) time.Duration {
+	if l.Unlimited() {
+		return 0
+	}
+	return time.Duration(max(0, max(b.fullAt, now)+min(l.span(n), l.depth)-now-l.depth))
 }
 
 // Charge takes up to n tokens without asking, and leaves the bucket empty at

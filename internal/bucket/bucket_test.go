@@ -59,6 +59,9 @@ func TestBurst(t *testing.T) {
 	if ok || retry != 100*time.Millisecond {
 		t.Errorf("sixth token = %v, retry %v, want refused, retry 100ms", ok, retry)
 	}
+	if wait := l.Wait(&b, 7*second, 1); wait != retry {
+		t.Errorf("Wait() = %v, want what Take said, %v", wait, retry)
+	}
 	if ok, _ := l.Take(&b, 7*second+int64(retry)-1, 1); ok {
 		t.Error("a token was given 1 ns before retry, want refused")
 	}

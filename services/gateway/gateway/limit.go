@@ -98,13 +98,20 @@ func (s *session) awaitTokens(payload int, retry time.Duration) (ok, goOn bool) 
 // slowDown has the pause of a reader that meets a flood, when it is due. It reports whether the session goes on.
 func (s *session) slowDown() bool {
 	set := s.srv.settings.Load()
-	missed := set.doc.DeviceLimit.Rate * floodPause.Seconds() // tokens that come in a pause
-	if turn := max(floodTurn, int(min(floodTimes*missed, 1e6))); s.rejected%turn != 0 {
+	if !s.pauseDue(set) {
 		return true
 	}
 	goOn := s.standStill(floodPause)
-	set.frames.Charge(&s.frames, s.srv.now(), missed)
+	set.frames.Charge(&s.frames, s.srv.now(), missed(set))
 	return goOn
+}
+
+// missed is how many tokens come in a pause.
+func missed(set *settings) float64 { return set.doc.DeviceLimit.Rate * floodPause.Seconds() }
+
+// pauseDue reports whether the reader pauses after the last rejection.
+func (s *session) pauseDue(set *settings) bool {
+	return s.rejected%max(floodTurn, int(min(floodTimes*missed(set), 1e6))) == 0
 }
 
 // standStill reads nothing for so long.
@@ -148,7 +155,8 @@ func (s *session) reject(retry time.Duration, id *uint32) bool {
 	return s.slowDown()
 }
 
-// rejection is what a device is told of a frame that was refused, after its price was charged.
+// rejection is what a device is told of a frame that was refused, after its price was charged. Who comes again when he is
+// told to, and sends nothing before, is served.
 func (s *session) rejection(retry time.Duration) *wire.Error {
 	s.srv.metrics.deviceRejected.Inc()
 	now := s.srv.now()
@@ -158,7 +166,11 @@ func (s *session) rejection(retry time.Duration) *wire.Error {
 	if s.rejecting == 0 {
 		s.rejecting = now
 	}
-	e := &wire.Error{Code: wire.CodeRateLimited, Message: "over the device's limit", RetryAfter: max(retry.Round(time.Millisecond), time.Millisecond)}
+	retry = max(retry, set.frames.Wait(&s.frames, now, 1))
+	if s.pauseDue(set) {
+		retry += floodPause
+	}
+	e := &wire.Error{Code: wire.CodeRateLimited, Message: "over the device's limit", RetryAfter: roundUp(retry)}
 	if now-s.rejecting >= int64(s.srv.timings.rejection) {
 		e.Message, e.Close = "nothing but rejections for too long", true
 	}
@@ -179,6 +191,11 @@ func (s *session) withinService(service *serviceMetrics, id uint32) bool {
 	s.srv.metrics.serviceRejected.Inc()
 	service.fail(wire.CodeRateLimited)
 	s.tell(&wire.Error{Code: wire.CodeRateLimited, Message: "over the service's limit", ID: id, HasID: true,
-		RetryAfter: max(retry.Round(time.Millisecond), time.Millisecond)})
+		RetryAfter: roundUp(retry)})
 	return false
+}
+
+// roundUp is a wait in whole milliseconds, as a device is told it.
+func roundUp(wait time.Duration) time.Duration {
+	return max(wait+time.Millisecond-1, time.Millisecond).Truncate(time.Millisecond)
 }

@@ -46,6 +46,39 @@ func TestRejectOverTheLimit(t *testing.T) {
 	})
 }
 
+// Who comes again when he is told to is served: the time covers the price of the refusals, and the pauses that a flood
+// is read with.
+func TestServedWhenTold(t *testing.T) {
+	doc := limitedDoc(dynamic.LimitReject)
+	doc.DeviceLimit.Rate = 49 // a token in 20.4 ms
+	bubble(t, doc, func(t *testing.T, r *rig) {
+		for frames := range uint32(35) {
+			d := r.enrolled(t, clientID(byte(frames)+1))
+			var told time.Duration
+			for i := range frames + 6 { // the burst, and one more at least
+				d.request(i, `1`)
+				f, ok := d.next()
+				if !ok {
+					t.Fatalf("closed at request %d", i)
+				}
+				if f.Type == wire.TypeError {
+					var e wire.Error
+					if err := wire.Unmarshal(f.Version, f.Payload, &e); err != nil || e.Code != wire.CodeRateLimited {
+						t.Fatalf("request %d: %v, %v, want rate_limited", i, &e, err)
+					}
+					told = e.RetryAfter
+				}
+				time.Sleep(time.Millisecond)
+			}
+			if told == 0 {
+				t.Fatalf("%d requests at once were all answered", frames+6)
+			}
+			time.Sleep(told - time.Millisecond) // one has passed
+			d.roundTrip(100)
+		}
+	})
+}
+
 // A device somewhat over its rate keeps most of it and is not closed.
 func TestRejectLeavesTheRateToThoseSomewhatOverIt(t *testing.T) {
 	bubble(t, limitedDoc(dynamic.LimitReject), func(t *testing.T, r *rig) {
