@@ -47,6 +47,19 @@ func (c *callContext) cancel() (before bool) {
 	return before
 }
 
+// ended is why a call that has not begun need not begin; nil: it need. Unlike Err it makes nothing.
+func (c *callContext) ended() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.cancelled:
+		return context.Canceled
+	case !c.deadline.IsZero() && !time.Now().Before(c.deadline):
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
 // Deadline implements context.Context.
 func (c *callContext) Deadline() (time.Time, bool) { return c.deadline, !c.deadline.IsZero() }
 

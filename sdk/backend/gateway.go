@@ -99,7 +99,10 @@ func (l *gatewayLink) begin(f link.Frame) error {
 
 // run is a call's whole work, on a worker.
 func (c *call) run() {
-	resp, err := c.handle()
+	resp, err := Response{}, c.ended()
+	if err == nil {
+		resp, err = c.handle()
+	}
 	if !c.link.finish(c) {
 		return // cancelled: nobody waits
 	}

@@ -264,7 +264,7 @@ func TestEverythingArrives(t *testing.T) {
 		want string
 	}{
 		{"request", gateway.Request(2, &link.Request{ClientID: id, Service: "echo", Deadline: time.Second, JSON: true, Body: []byte("{}")}), atBackend, "010203 echo 1s true {}"},
-		{"cancel", gateway.Cancel(2), atBackend, "CANCEL 2"},
+		{"cancel", gateway.Cancel(6), atBackend, "CANCEL 6"}, // of another: a request that still waits would go
 		{"response", backend.Respond(2, []byte("[1]")), atGateway, "RESPONSE 2 [1]"},
 		{"error", backend.Fail(4, wire.CodeBackendError, "no"), atGateway, "4 backend_error: no"},
 		{"push", backend.Push(3, &link.Push{ClientID: id, Service: "news", Body: []byte("1")}), atGateway, "010203 news 1"},

@@ -1,7 +1,9 @@
 package link
 
 import (
+	"encoding/binary"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 )
@@ -10,8 +12,9 @@ const (
 	// controlReserve is how far over the queue's limit short frames may go that
 	// free something at the peer, or keep the link alive.
 	controlReserve = 64 << 10
-	// keepCapacity is the largest buffer that is kept for the next frames.
-	keepCapacity = 256 << 10
+	// keepCapacity is the largest buffer that is kept for the next frames, in bytes, and keepCancelled of streams.
+	keepCapacity  = 256 << 10
+	keepCancelled = 256
 )
 
 // queue holds the bytes that are ready to be written. Producers append whole
@@ -20,13 +23,19 @@ const (
 type queue struct {
 	limit int // bytes; static after construction
 
-	mu      sync.Mutex
-	ready   sync.Cond // the writer waits for bytes, or for the end
-	room    sync.Cond // producers that can wait do so here
-	buf     []byte    // whole frames
+	mu    sync.Mutex
+	ready sync.Cond // the writer waits for bytes, or for the end
+	room  sync.Cond // producers that can wait do so here
+	batch
 	state   queueState
 	idle    bool // the writer waits on ready
 	waiting int  // producers on room
+}
+
+// batch is what is written at once.
+type batch struct {
+	buf       []byte   // whole frames
+	cancelled []uint64 // streams of the CANCELs among them
 }
 
 type queueState uint8
@@ -81,15 +90,15 @@ func (q *queue) end(to queueState) {
 		q.state = to
 	}
 	if q.state == queueClosed {
-		q.buf = nil
+		q.batch = batch{}
 	}
 	q.ready.Signal()
 	q.room.Broadcast()
 }
 
 // take waits until there is something to write and returns all of it, in
-// exchange for a buffer that is no longer needed. ok is false at the end.
-func (q *queue) take(spare []byte) (out []byte, ok bool) {
+// exchange for a batch that is no longer needed. ok is false at the end.
+func (q *queue) take(spare batch) (out batch, ok bool) {
 	q.mu.Lock()
 	if len(q.buf) == 0 {
 		for len(q.buf) == 0 && q.state == queueOpen {
@@ -106,30 +115,53 @@ func (q *queue) take(spare []byte) (out []byte, ok bool) {
 	}
 	defer q.mu.Unlock()
 	if len(q.buf) == 0 {
-		return nil, false
+		return batch{}, false
 	}
-	if cap(spare) > keepCapacity {
-		spare = nil
+	if cap(spare.buf) > keepCapacity {
+		spare.buf = nil
 	}
-	out, q.buf = q.buf, spare[:0]
+	if cap(spare.cancelled) > keepCancelled {
+		spare.cancelled = nil
+	}
+	out, q.batch = q.batch, batch{spare.buf[:0], spare.cancelled[:0]}
 	if q.waiting > 0 {
 		q.room.Broadcast()
 	}
 	return out, true
 }
 
+// dropCancelled takes out each REQUEST that was cancelled before it was written: its deadline has passed, or whoever asked has
+// gone, and nobody is to work on it. The CANCELs stay, which for a stream that is not open mean nothing.
+func (b *batch) dropCancelled() {
+	if len(b.cancelled) == 0 {
+		return
+	}
+	slices.Sort(b.cancelled)
+	kept := b.buf[:0]
+	for rest := b.buf; len(rest) > 0; {
+		size := HeaderSize + int(binary.BigEndian.Uint32(rest[4:]))
+		_, dropped := slices.BinarySearch(b.cancelled, binary.BigEndian.Uint64(rest[8:]))
+		if !dropped || Type(rest[1]) != TypeRequest {
+			kept = append(kept, rest[:size]...)
+		}
+		rest = rest[size:]
+	}
+	b.buf = kept
+}
+
 // writeFrames is the writer: it writes what is queued until the queue ends or
 // a write fails, then closes c.written. It alone writes after the handshake.
 func (c *Conn) writeFrames() {
 	defer close(c.written)
-	var spare []byte
+	var spare batch
 	for {
 		out, ok := c.out.take(spare)
 		if !ok {
 			return
 		}
+		out.dropCancelled()
 		_ = c.nc.SetWriteDeadline(time.Now().Add(c.cfg.WriteTimeout))
-		if _, err := c.nc.Write(out); err != nil {
+		if _, err := c.nc.Write(out.buf); err != nil {
 			c.close(err)
 			return
 		}

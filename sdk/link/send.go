@@ -24,12 +24,13 @@ func (c *Conn) Request(stream uint64, r *Request) error {
 	return nil
 }
 
-// Cancel says that nobody waits for the answer to stream any more.
+// Cancel says that nobody waits for the answer to stream any more. A REQUEST of it that is not written yet is not going to be.
 func (c *Conn) Cancel(stream uint64) error {
 	if err := c.admit(TypeCancel, 0, controlReserve, false); err != nil {
 		return err
 	}
 	c.out.buf = AppendCancel(c.out.buf, stream)
+	c.out.cancelled = append(c.out.cancelled, stream)
 	c.out.commit()
 	return nil
 }

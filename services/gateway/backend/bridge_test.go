@@ -27,6 +27,7 @@ import (
 	"github.com/goshield/goshield/sdk/backend/backendpb"
 	"github.com/goshield/goshield/sdk/link"
 	"github.com/goshield/goshield/sdk/wire"
+	"github.com/goshield/goshield/services/gateway/bridge"
 )
 
 // foreign is a service of a protocol that needs a bridge. Its services are
@@ -46,6 +47,7 @@ type foreign struct {
 	began    chan struct{} // a call of "hang" is here
 	ended    chan struct{} // and its context has ended
 	together *sync.WaitGroup
+	probes   atomic.Int64           // of its health, by HTTP
 	seen     atomic.Pointer[string] // client_id, request id and secret of the last call
 }
 
@@ -86,6 +88,7 @@ func httpService(t testing.TB, version string) *foreign {
 	f.setWell = func(well bool) { sick.Store(!well) }
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/healthz" {
+			f.probes.Add(1)
 			if sick.Load() {
 				w.WriteHeader(http.StatusServiceUnavailable)
 			}
@@ -265,6 +268,40 @@ func TestBridgeTimeoutAndCancel(t *testing.T) {
 		}
 		wantSignal(t, "the end of the call that was cancelled", f.ended)
 		w.none(1)
+	})
+}
+
+// A service has so many calls under way and no more; when it has, it is busy and not unwell.
+func TestBridgeCallsAreBounded(t *testing.T) {
+	eachForeign(t, func(t *testing.T, f *foreign) {
+		r := newTestRouter(t, nil)
+		r.apply(map[string]dynamic.Service{"hang": f.cfg})
+		w := newReplies(t)
+		var handles []Handle
+		for tag := range uint32(bridge.MaxCalls) {
+			handles = append(handles, r.Send(Request{Service: "hang", Body: []byte(`1`), JSON: true}, w, tag))
+			<-f.began
+		}
+		got := r.ask("hang", `1`)
+		if wantCode(t, "one more", got, wire.CodeBackendUnavailable); got.err != nil && !strings.Contains(got.err.Message, "busy") {
+			t.Errorf("one more: got %v, want busy", got.err)
+		}
+		if n := r.metric("goshield_backend_inflight"); n != bridge.MaxCalls {
+			t.Errorf("in flight: got %v, want %d", n, bridge.MaxCalls)
+		}
+		if f.cfg.Protocol == "http" {
+			seen := f.probes.Load()
+			r.eventually("more probes than may fail", func() bool { return f.probes.Load() > seen+3 })
+			if p := r.allPools()[0]; len(p.links()) != 1 || !p.connected() {
+				t.Errorf("%d links, connected %v; want the one that was there", len(p.links()), p.connected())
+			}
+		}
+		for _, h := range handles {
+			h.Cancel()
+		}
+		for range handles {
+			wantSignal(t, "the end of a call", f.ended)
+		}
 	})
 }
 

@@ -16,9 +16,16 @@ type metrics struct {
 
 	dropped         *prometheus.CounterVec
 	ejections       *prometheus.CounterVec
+	refusals        *prometheus.CounterVec
 	retries         *prometheus.CounterVec
 	resolveFailures *prometheus.CounterVec
 }
+
+// Why an endpoint had no room.
+const (
+	refusedInFlight = "in_flight"
+	refusedQueue    = "queue"
+)
 
 func newMetrics(reg prometheus.Registerer, r *Router) *metrics {
 	labels := []string{"service", "endpoint"}
@@ -35,6 +42,9 @@ func newMetrics(reg prometheus.Registerer, r *Router) *metrics {
 		dropped: counter("goshield_backend_dropped_answers_total",
 			"Answers that were for no request in flight: late (it had timed out or was cancelled), or unknown (a wrong stream id).", "endpoint", "reason"),
 		ejections: counter("goshield_backend_ejections_total", "Times an endpoint was taken out after failures in a row.", labels...),
+		refusals: counter("goshield_backend_refusals_total",
+			"Requests that an endpoint had no room for (in_flight: as many as it takes; queue: as many bytes wait for it), each time one was tried.",
+			append(labels[:2:2], "reason")...),
 		retries: counter("goshield_backend_retries_total",
 			"Requests of idempotent services that were lost: sent again, or not (over_budget, no_endpoint).", "service", "result"),
 		resolveFailures: counter("goshield_backend_resolve_failures_total", "Look-ups of a service's name that failed.", "service"),
@@ -46,7 +56,7 @@ func newMetrics(reg prometheus.Registerer, r *Router) *metrics {
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m, m.dropped, m.ejections, m.retries, m.resolveFailures}
+	return []prometheus.Collector{m, m.dropped, m.ejections, m.refusals, m.retries, m.resolveFailures}
 }
 
 // unregister takes the series out, so that a router of the same name can
@@ -69,6 +79,9 @@ func (m *metrics) addService(name string) {
 
 func (m *metrics) addEndpoint(e *endpoint) {
 	m.ejections.WithLabelValues(e.service.name, e.address())
+	for _, reason := range []string{refusedInFlight, refusedQueue} {
+		m.refusals.WithLabelValues(e.service.name, e.address(), reason)
+	}
 }
 
 func (m *metrics) addAddress(address string) {
@@ -80,6 +93,7 @@ func (m *metrics) addAddress(address string) {
 // forget drops the counters of an endpoint that is gone: addresses come and go.
 func (m *metrics) forget(e *endpoint) {
 	m.ejections.DeleteLabelValues(e.service.name, e.address())
+	m.refusals.DeletePartialMatch(prometheus.Labels{"service": e.service.name, "endpoint": e.address()})
 }
 
 // forgetAddress drops those of links that are gone.

@@ -49,14 +49,19 @@ type demand struct {
 // it has as many links as the user that wants most. Without users it takes no more
 // requests, and ends when those in flight are answered.
 //
+// What is in flight is bounded, whatever the backend does with its links: each has its own bound, and those that are leaving
+// may keep as much as those that are not. See hasRoom.
+//
 // It knows nothing of who is well: that a backend answers one service says
 // little of another, so each endpoint has an ejector of its own.
 type pool struct {
 	router *Router // static after construction
 	to     destination
 	log    *zap.Logger
+	gone   *departing
 
 	live    atomic.Pointer[[]*liveLink] // those that take requests; a slice never changes
+	kept    atomic.Int32                // how many there shall be that take requests
 	sharers atomic.Pointer[[]*endpoint] // the users; a slice never changes
 	working atomic.Int32                // keepers and links that have not ended
 
@@ -66,6 +71,44 @@ type pool struct {
 
 	mu  sync.Mutex
 	all []*liveLink // until each has ended
+}
+
+// departing is the links to one destination that take no more requests and have something in flight. A pool shares it with those
+// before it that still drain.
+type departing struct {
+	links atomic.Pointer[[]*liveLink] // a slice never changes
+	mu    sync.Mutex                  // held to change it
+}
+
+func (d *departing) add(l *liveLink) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	links := append(slices.Clone(*d.links.Load()), l)
+	d.links.Store(&links)
+}
+
+func (d *departing) drop(l *liveLink) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	links := without(*d.links.Load(), l)
+	d.links.Store(&links)
+}
+
+// without is a copy of the links, but for one.
+func without(links []*liveLink, l *liveLink) []*liveLink {
+	return slices.DeleteFunc(slices.Clone(links), func(x *liveLink) bool { return x == l })
+}
+
+// departingFrom is what leaves a destination. poolsMu is held.
+func (r *Router) departingFrom(to destination) *departing {
+	for p := range r.pools {
+		if p.to == to {
+			return p.gone
+		}
+	}
+	d := &departing{}
+	d.links.Store(new([]*liveLink))
+	return d
 }
 
 // join makes an endpoint a user of the pool that leads to a destination; the first one
@@ -79,6 +122,7 @@ func (r *Router) join(e *endpoint, to destination, want demand) *pool {
 			router: r,
 			to:     to,
 			log:    r.cfg.Log.With(zap.String("endpoint", to.address)),
+			gone:   r.departingFrom(to),
 			users:  make(map[*endpoint]demand),
 		}
 		p.live.Store(new([]*liveLink))
@@ -154,6 +198,7 @@ func (p *pool) keep() {
 	if p.to.kind.protocol != "link" {
 		n = min(n, 1)
 	}
+	p.kept.Store(int32(n))
 	for len(p.keepers) < n {
 		ctx, cancel := context.WithCancel(context.Background())
 		p.keepers = append(p.keepers, cancel)
@@ -290,7 +335,8 @@ func (p *pool) enter(ctx context.Context, l *liveLink) bool {
 func (p *pool) withdraw(l *liveLink) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	live := slices.DeleteFunc(slices.Clone(*p.live.Load()), func(x *liveLink) bool { return x == l })
+	p.gone.add(l)
+	live := without(*p.live.Load(), l)
 	p.live.Store(&live)
 }
 
@@ -299,6 +345,7 @@ func (p *pool) forget(l *liveLink) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.all = slices.DeleteFunc(p.all, func(x *liveLink) bool { return x == l })
+	p.gone.drop(l)
 }
 
 // links is every link, those that are leaving included.
@@ -338,7 +385,7 @@ func (p *pool) send(req *Request, q request) (l *liveLink, stream uint64, err er
 			least = i
 		}
 	}
-	if !p.hasShare(q.endpoint, live, room) {
+	if !p.hasRoom(live) || !p.hasShare(q.endpoint, live, room) {
 		return nil, 0, link.ErrTooManyStreams
 	}
 	for i := range live {
@@ -348,6 +395,25 @@ func (p *pool) send(req *Request, q request) (l *liveLink, stream uint64, err er
 		}
 	}
 	return nil, 0, err
+}
+
+// hasRoom reports whether the endpoint may have one request more in flight. A link that leaves keeps what it has, and another one
+// takes its place: a backend that sends its links away again and again, and answers slowly, would gather ever more. So
+// all links together have twice at most what those that are kept take. Requests that are sent at the same moment may each find the last place.
+func (p *pool) hasRoom(live []*liveLink) bool {
+	leaving := *p.gone.links.Load()
+	if len(leaving) == 0 {
+		return true // each link has its own bound
+	}
+	inFlight, streams := 0, 0
+	for _, l := range leaving {
+		inFlight += l.streams.Len()
+	}
+	for _, l := range live {
+		inFlight += l.streams.Len()
+		streams = max(streams, l.conn.Limits().MaxStreams)
+	}
+	return inFlight < 2*int(p.kept.Load())*streams
 }
 
 // hasShare reports whether a user may have one request more in flight on the links, which have room for so many. Who hangs must not

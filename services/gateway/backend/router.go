@@ -50,7 +50,7 @@ func defaultTiming() timing {
 // concurrent use.
 //
 // Locks, in the order in which they may be held together: Router.mu, service.mu,
-// Router.poolsMu, pool.mu, retry.mu, liveLink.mu, link.Streams' own. Done and OnPush are
+// Router.poolsMu, pool.mu, departing.mu, retry.mu, liveLink.mu, link.Streams' own. Done and OnPush are
 // called with none of them held.
 type Router struct {
 	// Static after construction.

@@ -230,7 +230,11 @@ func (s *service) place(sel *selection, req *Request, q request, not *endpoint) 
 		switch {
 		case errors.As(err, &mistake): // frame_too_large
 			return nil, 0, sel.failures.tooLarge
-		case errors.Is(err, link.ErrBackpressure) || errors.Is(err, link.ErrTooManyStreams):
+		case errors.Is(err, link.ErrTooManyStreams):
+			s.router.metrics.refusals.WithLabelValues(s.name, e.address(), refusedInFlight).Inc()
+			failure = sel.failures.busy
+		case errors.Is(err, link.ErrBackpressure):
+			s.router.metrics.refusals.WithLabelValues(s.name, e.address(), refusedQueue).Inc()
 			failure = sel.failures.busy
 		}
 	}

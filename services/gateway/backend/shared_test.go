@@ -9,6 +9,8 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -16,6 +18,7 @@ import (
 	"github.com/goshield/goshield/internal/certs"
 	"github.com/goshield/goshield/internal/dynamic"
 	sdk "github.com/goshield/goshield/sdk/backend"
+	"github.com/goshield/goshield/sdk/link"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
@@ -252,6 +255,79 @@ func TestSharedLinksBound(t *testing.T) {
 		h.Cancel()
 	}
 	r.eventually("nothing is in flight", func() bool { return r.metric("goshield_backend_inflight") == 0 })
+}
+
+// A backend that sends its links away with what they have in flight, again and again, gathers no more than twice what its links
+// take; nor does one whose name comes and goes. What is over that is refused and counted, until something is answered.
+func TestInFlightOfAnEndpointIsBounded(t *testing.T) {
+	const streams = 3
+	for _, tt := range []struct {
+		name string
+		// again has the endpoint get new links while what the old ones have is in flight.
+		again func(t *testing.T, r *testRouter, leave chan<- struct{}, cfg dynamic.Service)
+	}{
+		{"links are sent away", func(_ *testing.T, _ *testRouter, leave chan<- struct{}, _ dynamic.Service) { leave <- struct{}{} }},
+		{"the endpoint comes and goes", func(t *testing.T, r *testRouter, _ chan<- struct{}, cfg dynamic.Service) {
+			for _, services := range []map[string]dynamic.Service{nil, {"svc": cfg}} {
+				if err := r.Apply(services); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			leave := make(chan struct{})
+			opened := make(chan struct{}, 10)
+			addr := hostile(t, link.Hello{MaxStreams: streams}, func(nc net.Conn) {
+				opened <- struct{}{}
+				ended := make(chan struct{})
+				go func() {
+					select {
+					case <-leave:
+						_, _ = nc.Write(link.AppendGoaway(nil)) // or it has ended
+					case <-ended:
+					}
+				}()
+				drop(nc)
+				close(ended)
+			})
+			r := newTestRouter(t, nil)
+			cfg := with(1, addr)
+			r.apply(map[string]dynamic.Service{"svc": cfg})
+			w := newReplies(t)
+			var handles []Handle
+			for range 2 {
+				<-opened
+				r.eventually("the link is there", func() bool { return len(r.Unavailable()) == 0 })
+				for range streams {
+					handles = append(handles, r.Send(Request{Service: "svc", Body: []byte("1")}, w, uint32(len(handles))))
+				}
+				tt.again(t, r, leave, cfg)
+				r.eventually("the link leaves", func() bool {
+					return slices.ContainsFunc(r.allPools(), func(p *pool) bool { return len(*p.gone.links.Load()) == len(handles)/streams })
+				})
+			}
+			<-opened
+			r.eventually("the third link is there", func() bool { return len(r.Unavailable()) == 0 })
+			got := r.ask("svc", "1")
+			if wantCode(t, "over the bound", got, wire.CodeBackendUnavailable); got.err != nil && !strings.Contains(got.err.Message, "busy") {
+				t.Errorf("refused with %v, want busy", got.err)
+			}
+			for tag := range uint32(len(handles)) {
+				w.none(tag)
+			}
+			if n := r.metric("goshield_backend_refusals_total", "service", "svc", "endpoint", addr, "reason", "in_flight"); n != 1 {
+				t.Errorf("refusals: got %v, want 1", n)
+			}
+			handles[0].Cancel()
+			over := r.Send(Request{Service: "svc", Body: []byte("1")}, w, 100)
+			w.none(100)
+			for _, h := range append(handles[1:], over) {
+				h.Cancel()
+			}
+			r.eventually("nothing is in flight", func() bool { return r.metric("goshield_backend_inflight") == 0 })
+		})
+	}
 }
 
 // A service that hangs may not use up the links that it shares: half of what they take is set aside, the same for each

@@ -51,7 +51,7 @@ func newHTTPCaller(cfg Config) *httpCaller {
 		DialContext:            dialer.DialContext,
 		TLSClientConfig:        cfg.TLS,
 		TLSHandshakeTimeout:    dialTimeout,
-		MaxConnsPerHost:        MaxCalls,
+		MaxConnsPerHost:        MaxCalls + 1, // and the probe: a service that is busy is not unwell
 		MaxIdleConnsPerHost:    keptIdle,
 		IdleConnTimeout:        idleTimeout,
 		MaxResponseHeaderBytes: maxHeader,

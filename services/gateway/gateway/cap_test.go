@@ -28,15 +28,12 @@ func TestConnectionsAreCapped(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		tls   string
-		web   bool // the one that is too many comes by WebSocket
 		proxy bool // through a load balancer
-		told  bool
 	}{
-		{"TLS", tlsOn, false, false, true},
-		{"plain", tlsOff, false, false, true},
-		{"WebSocket", tlsOff, true, false, false},
-		{"through a load balancer", tlsOff, false, true, true},
-		{"TLS through a load balancer", tlsOn, false, true, true},
+		{"TLS", tlsOn, false},
+		{"plain", tlsOff, false},
+		{"through a load balancer", tlsOff, true},
+		{"TLS through a load balancer", tlsOn, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			doc := testDoc()
@@ -52,27 +49,16 @@ func TestConnectionsAreCapped(t *testing.T) {
 			first := dialRaw(t, s.Addr()) // both listeners count
 			dialRaw(t, s.WebSocketAddr())
 			eventually(t, "two connections are there", func() bool { return s.connections() == 2 })
-			addr := s.Addr()
-			if tt.web {
-				addr = s.WebSocketAddr()
-			}
-			conn := dialRaw(t, addr)
+			conn := dialRaw(t, s.Addr())
 			if tt.proxy {
 				if _, err := conn.Write(proxyHeader(t, proxyproto.PROXY, "203.0.113.9")); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if tt.told && tt.tls == tlsOn {
+			if tt.tls == tlsOn {
 				conn = tls.Client(conn, w.clientTLS())
 			}
-			d := newDevice(t, conn)
-			if tt.told {
-				if e := d.wantClosed(wire.CodeOverloaded); e.RetryAfter < overloadRetry || e.RetryAfter > 2*overloadRetry {
-					t.Errorf("retry_after_ms = %v, want from %v to %v", e.RetryAfter, overloadRetry, 2*overloadRetry)
-				}
-			} else {
-				d.wantEnd()
-			}
+			wantRetry(t, newDevice(t, conn).wantClosed(wire.CodeOverloaded).RetryAfter)
 			if n := testutil.ToFloat64(s.metrics.handshakes.WithLabelValues(handshakeOverloaded)); n != 1 {
 				t.Errorf("handshakes_total{overloaded} = %v, want 1", n)
 			}
@@ -81,9 +67,16 @@ func TestConnectionsAreCapped(t *testing.T) {
 			}
 			_ = first.Close()
 			eventually(t, "there is room again", func() bool { return s.connections() == 1 })
-			dialRaw(t, addr)
+			dialRaw(t, s.Addr())
 			eventually(t, "the next one is taken", func() bool { return s.connections() == 2 })
 		})
+	}
+}
+
+func wantRetry(t *testing.T, after time.Duration) {
+	t.Helper()
+	if after < overloadRetry || after > 2*overloadRetry {
+		t.Errorf("told to come again after %v, want from %v to %v", after, overloadRetry, 2*overloadRetry)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -175,6 +176,42 @@ func (s *mqttStream) CloseWrite() error {
 		}
 	}
 	return s.stream.CloseWrite()
+}
+
+// turnAway is that of a connection which becomes no session. It waits for CONNECT, which says what form the answer has; one
+// that is wrong is told so instead.
+func (s *mqttStream) turnAway(e *wire.Error) error {
+	if err := s.sock.Conn.SetDeadline(time.Now().Add(s.sock.srv.timings.hello)); err != nil {
+		return err
+	}
+	if err := s.awaitConnect(); err != nil && !errors.As(err, &e) {
+		return err
+	}
+	frame, err := wire.Append(nil, wire.Version1, e)
+	if err != nil {
+		return err
+	}
+	return s.lastWords(s, frame)
+}
+
+// awaitConnect receives the first packet. Its error is a *wire.Error for one that is no good CONNECT.
+func (s *mqttStream) awaitConnect() error {
+	var buf []byte
+	for {
+		size, err := s.packets.PacketSize(buf)
+		if err == nil && size > 0 && len(buf) >= size {
+			_, err = s.packets.Receive(buf[:size])
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		buf = slices.Grow(buf, max(size-len(buf), 128))
+		n, err := s.stream.Read(buf[len(buf):cap(buf)])
+		if buf = buf[:len(buf)+n]; err != nil && n == 0 {
+			return err
+		}
+	}
 }
 
 // raw implements translating.

@@ -35,22 +35,20 @@ func (s *Server) full() bool { return s.memoryFull.Load() }
 func (s *Server) refuse(sock *socket) {
 	s.metrics.gatewayRefused.Inc()
 	s.metrics.handshakes.WithLabelValues(handshakeOverloaded).Inc()
-	if sock.kind == deviceKind {
-		select {
-		case s.farewells <- struct{}{}:
-			if s.begin() {
-				go s.sayOverloaded(sock)
-				return
-			}
-			<-s.farewells
-		default:
+	select {
+	case s.farewells <- struct{}{}:
+		if s.begin() {
+			go s.sayOverloaded(sock)
+			return
 		}
+		<-s.farewells
+	default:
 	}
 	_ = sock.Close() // without a word
 }
 
-// sayOverloaded tells a refused device when to come again. It ends within the deadlines of a handshake and of
-// last words, or with the gateway.
+// sayOverloaded tells a refused device when to come again. It ends within the deadlines of a handshake, of what a device of
+// the kind has to say first, and of last words, or with the gateway.
 func (s *Server) sayOverloaded(sock *socket) {
 	defer s.work.Done()
 	defer func() { <-s.farewells }()
@@ -62,16 +60,38 @@ func (s *Server) sayOverloaded(sock *socket) {
 	}
 	e := wire.Errorf(wire.CodeOverloaded, "this gateway has as many connections as it takes")
 	e.RetryAfter, e.Close = jitter(overloadRetry), true
-	frame, err := wire.Append(nil, wire.Version1, e)
-	if err != nil || sock.Conn.SetDeadline(time.Now().Add(s.timings.linger)) != nil {
+	switch sock.kind {
+	case websocketKind:
+		s.web.turnAway(conn, sock, e)
 		return
+	case mqttKind:
+		err = newMQTTStream(conn, sock).turnAway(e)
+	case deviceKind:
+		err = (&stream{Conn: conn, sock: sock}).turnAway(e)
 	}
-	if _, err := conn.Write(frame); err != nil {
-		return
-	}
-	if (&stream{Conn: conn, sock: sock}).CloseWrite() == nil {
+	if err == nil {
 		_, _ = io.CopyN(io.Discard, sock.Conn, discardMax) // bytes left unread would turn the close into a reset
 	}
+}
+
+// turnAway says e and ends the outgoing direction. It sets the deadline of all that follows.
+func (s *stream) turnAway(e *wire.Error) error {
+	frame, err := wire.Append(nil, wire.Version1, e)
+	if err != nil {
+		return err
+	}
+	return s.lastWords(s, frame)
+}
+
+// lastWords writes frame by way of to, which ends in s.
+func (s *stream) lastWords(to io.Writer, frame []byte) error {
+	if err := s.sock.Conn.SetDeadline(time.Now().Add(s.sock.srv.timings.linger)); err != nil {
+		return err
+	}
+	if _, err := to.Write(frame); err != nil {
+		return err
+	}
+	return s.CloseWrite()
 }
 
 // secure does what comes before the first byte of a device's own: PROXY header and TLS. With an error, result is the

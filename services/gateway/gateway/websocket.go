@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,7 +46,7 @@ func newWeb(srv *Server, origins []string, page bool, addr net.Addr) *web {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+websocketPath, w.upgrade)
 	if page {
-		mux.HandleFunc("GET /{$}", servePage)
+		mux.HandleFunc("GET /{$}", w.page)
 	}
 	w.http = admin.NewHTTPServer(mux, srv.log.Named("websocket"))
 	w.http.SetKeepAlivesEnabled(false)
@@ -64,8 +65,16 @@ func (w *web) serve() {
 }
 
 // take hands a connection to the server.
-func (w *web) take(conn net.Conn, sock *socket) {
-	c := &webConn{Conn: conn, sock: sock}
+func (w *web) take(conn net.Conn, sock *socket) { w.hand(&webConn{Conn: conn, sock: sock}) }
+
+// turnAway has the server answer e to whatever the connection asks for. It returns when it is closed.
+func (w *web) turnAway(conn net.Conn, sock *socket, e *wire.Error) {
+	c := &webConn{Conn: conn, sock: sock, refusal: e, gone: make(chan struct{})}
+	w.hand(c)
+	<-c.gone
+}
+
+func (w *web) hand(c *webConn) {
 	c.deadline = time.AfterFunc(w.srv.timings.handshake, func() { _ = c.end() })
 	select {
 	case w.ready <- c:
@@ -115,6 +124,10 @@ func (w *web) upgrade(rw http.ResponseWriter, r *http.Request) {
 		w.srv.log.Debug("upgrade refused", zap.Error(err)) // Accept has answered
 		return
 	}
+	if conn.refusal != nil {
+		refuseUpgraded(ws, conn.refusal)
+		return
+	}
 	if !conn.take() {
 		_ = ws.CloseNow() // too late: it is closed
 		return
@@ -122,6 +135,29 @@ func (w *web) upgrade(rw http.ResponseWriter, r *http.Request) {
 	ws.SetReadLimit(wire.HeaderSize + wire.MaxPayload)
 	stream.ws = ws
 	w.srv.startSession(conn.sock, stream)
+}
+
+// refuseUpgraded ends a connection with e: what HTTP answers, scripts in a browser never see. It ends with the connection,
+// which has its deadline.
+func refuseUpgraded(ws *websocket.Conn, e *wire.Error) {
+	frame, err := wire.Append(nil, wire.Version1, e)
+	if err == nil {
+		err = ws.Write(context.Background(), websocket.MessageBinary, frame)
+	}
+	if err == nil {
+		_ = ws.Close(websocket.StatusTryAgainLater, "") // or the peer has gone
+	}
+	_ = ws.CloseNow() // if it is not closed
+}
+
+// page serves the page, unless the connection is one too many.
+func (w *web) page(rw http.ResponseWriter, r *http.Request) {
+	if conn, ok := r.Context().Value(webConnKey{}).(*webConn); ok && conn.refusal != nil {
+		rw.Header().Set("Retry-After", strconv.Itoa(int(conn.refusal.RetryAfter.Round(time.Second).Seconds())))
+		http.Error(rw, conn.refusal.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	servePage(rw, r)
 }
 
 // offers reports whether a client offers a subprotocol (RFC 6455 §11.3.4).
@@ -141,7 +177,9 @@ func offers(h http.Header, subprotocol string) bool {
 type webConn struct {
 	net.Conn // *tls.Conn, or sock itself
 	sock     *socket
-	deadline *time.Timer // closes it; static before the server has it
+	refusal  *wire.Error   // it is over a cap, and told so; nil: it is not
+	gone     chan struct{} // closed at the end of one that is refused
+	deadline *time.Timer   // closes it; static before the server has it
 	taken    atomic.Bool
 	closed   atomic.Bool
 }
@@ -165,7 +203,10 @@ func (c *webConn) end() error {
 	if c.closed.Swap(true) {
 		return nil
 	}
-	if !c.taken.Load() {
+	switch {
+	case c.refusal != nil:
+		defer close(c.gone)
+	case !c.taken.Load():
 		c.sock.srv.metrics.handshaking.Dec()
 		c.sock.srv.metrics.closed.WithLabelValues(closedHandshake).Inc()
 	}

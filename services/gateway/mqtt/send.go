@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
@@ -69,7 +70,7 @@ func (t *Translator) Goodbye() []byte {
 		return nil
 	}
 	out := new(bytes.Buffer)
-	t.disconnect(out, packets.ErrServerShuttingDown.Code, "connect again")
+	t.disconnect(out, packets.ErrServerShuttingDown.Code, packets.Properties{ReasonString: "connect again"})
 	return out.Bytes()
 }
 
@@ -200,7 +201,7 @@ func (t *Translator) sendError(out *bytes.Buffer, e *wire.Error) {
 		return
 	}
 	t.publish(out, topicTrouble, payloadOf(e))
-	t.disconnect(out, reason, reasonString(e))
+	t.disconnect(out, reason, reasonProperties(e))
 }
 
 // refuse answers CONNECT. A connection on which none came is closed without a word, as MQTT has it.
@@ -210,7 +211,7 @@ func (t *Translator) refuse(out *bytes.Buffer, e *wire.Error, reason byte) {
 	case t.version == 0:
 	case t.version == version5:
 		t.encode(out, packets.Connack, &packets.Packet{
-			ReasonCode: connackReason(e.Code, reason), Properties: packets.Properties{ReasonString: reasonString(e)},
+			ReasonCode: connackReason(e.Code, reason), Properties: reasonProperties(e),
 		})
 	case e.Code == wire.CodeBadFrame && reason != packets.ErrBadUsernameOrPassword.Code &&
 		reason != packets.ErrClientIdentifierNotValid.Code && reason != packets.ErrImplementationSpecificError.Code:
@@ -221,10 +222,10 @@ func (t *Translator) refuse(out *bytes.Buffer, e *wire.Error, reason byte) {
 }
 
 // disconnect says why the connection ends, where the version has a packet for it.
-func (t *Translator) disconnect(out *bytes.Buffer, reason byte, text string) {
+func (t *Translator) disconnect(out *bytes.Buffer, reason byte, why packets.Properties) {
 	t.over = true
 	if t.version == version5 {
-		t.encode(out, packets.Disconnect, &packets.Packet{ReasonCode: reason, Properties: packets.Properties{ReasonString: text}})
+		t.encode(out, packets.Disconnect, &packets.Packet{ReasonCode: reason, Properties: why})
 	}
 }
 
@@ -289,6 +290,18 @@ func (t *Translator) sendPush(out *bytes.Buffer, m *wire.Push) {
 
 // reasonString is an error as MQTT 5 carries it.
 func reasonString(e *wire.Error) string { return shorten(e.Error(), 512) }
+
+// retryAfter is the user property that says how long to wait, in milliseconds: MQTT 5 has none of its own.
+const retryAfter = "retry_after_ms"
+
+// reasonProperties say why CONNECT was refused, or the connection ends.
+func reasonProperties(e *wire.Error) packets.Properties {
+	p := packets.Properties{ReasonString: reasonString(e)}
+	if e.RetryAfter > 0 {
+		p.User = []packets.UserProperty{{Key: retryAfter, Val: strconv.FormatInt(e.RetryAfter.Milliseconds(), 10)}}
+	}
+	return p
+}
 
 // pubackReason is the reason of MQTT 5 for an error that answers a request.
 func pubackReason(c wire.Code) byte {
