@@ -250,6 +250,7 @@ func (s *session) readAgain() {
 	}
 	if s.state == stateOpen {
 		s.armSilence() // nothing was armed for what did not run
+		s.armParking()
 	}
 }
 

@@ -165,9 +165,12 @@ func memoryOfParked(t *testing.T, addr func(s *Server) string) (each float64, n 
 	enrol := w.fleet(addr(s))
 	enrol(1) // what the first one brings is not the others'
 	wantParked(t, s, 1)
-	before := held()
+	goroutines, before := runtime.NumGoroutine(), held()
 	enrol(n)
 	wantParked(t, s, n+1)
+	if more := runtime.NumGoroutine() - goroutines; more > n/10 {
+		t.Errorf("%d parked devices have %d goroutines, want none", n, more)
+	}
 	return float64(held()-before) / float64(n), n
 }
 
