@@ -184,9 +184,6 @@ func (c *webWire) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close implements net.Conn.
-func (c *webWire) Close() error { return c.stream.Close() }
-
 // shrink implements parkable.
 func (c *webWire) shrink() {
 	c.stream.shrink()
