@@ -17,7 +17,7 @@ import (
 // lives, reads ahead into them, and loses its place when a read fails inside a frame. So it is given the smallest buffers there are,
 // and beneath them a webWire, which has buffers only while something comes or goes, hands out no more than the frame that is being
 // read, and lets a reader be interrupted only between two messages: there the library can be asked again, and nothing of what
-// has come is in it. See docs/adr/0019-websocket-is-parked-beneath-its-library.md.
+// has come is in it. See docs/adr/0020-websocket-is-parked-beneath-its-library.md.
 
 const (
 	webRead      = 4096 // how much is read at once; net/http reads as much, and what it has read comes here
