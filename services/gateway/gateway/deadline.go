@@ -141,7 +141,7 @@ func (s *session) overdue(now int64) verdict {
 	if d.passed(s.helloBy, now) {
 		return s.timedOut(wire.CodeAuthTimeout, "no HELLO or PROOF in time")
 	}
-	if d.passed(after(s.frameStart.Load(), t.frame), now) {
+	if s.stopped == 0 && d.passed(after(s.frameStart.Load(), t.frame), now) {
 		v := s.timedOut(wire.CodeIdleTimeout, "a frame did not become complete in time")
 		v.reason = closedFrameTimeout
 		return v
@@ -244,8 +244,13 @@ func (s *session) readAgain() {
 	s.stopped = 0
 	s.lastFrame.Add(d)
 	s.lastBeat.Add(d)
+	if began := s.frameStart.Load(); began != 0 { // a ping inside a message had to wait
+		s.frameStart.Store(began + d)
+		s.arm(began + d + int64(s.srv.timings.frame))
+	}
 	if s.state == stateOpen {
 		s.armSilence() // nothing was armed for what did not run
+		s.armParking()
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"reflect"
@@ -20,30 +21,23 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
+
 	"github.com/goshield/goshield/internal/dynamic"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
 // What a sleeping device costs. The devices are another process, so that what this one holds is the gateway's.
 
-// fleetAddr tells the test binary to be the devices: of TestMemoryOfParkedDevices, at that address.
+// fleetAddr tells the test binary to be the devices: of TestMemoryOfParkedDevices, at that address, which may be one of WebSocket.
 const fleetAddr = "GOSHIELD_TEST_FLEET"
 
-// TestFleet is no test of its own: it enrols as many devices as standard input says, prints a line,
-// and holds them until standard input ends.
+// TestFleet is no test of its own: for each line of standard input it enrols as many devices more, and prints a line. It holds
+// them until standard input ends.
 func TestFleet(t *testing.T) {
 	addr := os.Getenv(fleetAddr)
 	if addr == "" {
 		t.Skip("the other process of TestMemoryOfParkedDevices")
-	}
-	in := bufio.NewReader(os.Stdin)
-	line, err := in.ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := strconv.Atoi(strings.TrimSpace(line))
-	if err != nil {
-		t.Fatal(err)
 	}
 	ca, err := os.ReadFile(os.Getenv(fleetAddr + "_CA"))
 	if err != nil {
@@ -51,31 +45,80 @@ func TestFleet(t *testing.T) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	conns := make([]net.Conn, 0, n)
-	for i := range n {
-		conn, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: roots, ServerName: "localhost"})
+	var conns []net.Conn
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); fmt.Println("connected") {
+		n, err := strconv.Atoi(in.Text())
 		if err != nil {
 			t.Fatal(err)
 		}
-		conns = append(conns, conn)
-		frame, _ := wire.Append(nil, wire.Version1, &wire.Hello{ClientID: sha256.Sum256(binary.BigEndian.AppendUint32(nil, uint32(i)))})
-		if _, err := conn.Write(frame); err != nil {
-			t.Fatal(err)
-		}
-		if f, err := wire.NewReader(conn, wire.MaxPayload).Next(); err != nil || f.Type != wire.TypeWelcome {
-			t.Fatalf("got %s %s (%v), want WELCOME", f.Type, f.Payload, err)
+		for range n {
+			conn := dialFleet(t, addr, &tls.Config{RootCAs: roots, ServerName: "localhost"})
+			conns = append(conns, conn)
+			frame, _ := wire.Append(nil, wire.Version1, &wire.Hello{ClientID: sha256.Sum256(binary.BigEndian.AppendUint32(nil, uint32(len(conns))))})
+			if _, err := conn.Write(frame); err != nil {
+				t.Fatal(err)
+			}
+			if f, err := wire.NewReader(conn, wire.MaxPayload).Next(); err != nil || f.Type != wire.TypeWelcome {
+				t.Fatalf("got %s %s (%v), want WELCOME", f.Type, f.Payload, err)
+			}
 		}
 	}
-	fmt.Println("connected")
-	_, _ = io.Copy(io.Discard, in)
 	for _, c := range conns {
 		_ = c.Close()
 	}
 }
 
-// parkedMost is what a parked device may hold, in bytes of live heap and stacks: 4.7 KB as measured, of which 0.3 are the
-// fake auth-service's. A goroutine would be 8 KB more, the buffers of the handshake 3.5.
-const parkedMost = 6000
+// fleet starts another process for devices at that address, and returns what makes it enrol so many more. It lives until the test ends.
+func (w *world) fleet(addr string) (enrol func(n int)) {
+	w.t.Helper()
+	w.write("ca.pem", w.ca.PEM())
+	self, err := os.Executable()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	cmd := exec.Command(self, "-test.run=^TestFleet$")
+	cmd.Env = append(os.Environ(), fleetAddr+"="+addr, fleetAddr+"_CA="+w.path("ca.pem"))
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	said := bufio.NewReader(out)
+	w.t.Cleanup(func() { _ = in.Close(); _, _ = io.Copy(io.Discard, out); _ = cmd.Wait() })
+	return func(n int) {
+		w.t.Helper()
+		if _, err := fmt.Fprintln(in, n); err != nil {
+			w.t.Fatal(err)
+		}
+		if line, err := said.ReadString('\n'); err != nil || line != "connected\n" {
+			w.t.Fatalf("fleet says %q (%v), want connected", line, err)
+		}
+	}
+}
+
+func dialFleet(t *testing.T, addr string, cfg *tls.Config) net.Conn {
+	t.Helper()
+	if !strings.Contains(addr, "/") {
+		conn, err := tls.Dial("tcp", addr, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	ws, _, err := websocket.Dial(t.Context(), addr, &websocket.DialOptions{ //nolint:bodyclose // the library has it
+		HTTPClient: &http.Client{Transport: &http.Transport{TLSClientConfig: cfg}}, Subprotocols: []string{websocketSubprotocol},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return websocket.NetConn(t.Context(), ws, websocket.MessageBinary)
+}
 
 // A Go whose crypto/tls looks different needs another findTLSFields: sleeping devices take twice as much without.
 func TestHandshakeBuffersAreFound(t *testing.T) {
@@ -87,53 +130,48 @@ func TestHandshakeBuffersAreFound(t *testing.T) {
 	}
 }
 
+// What a parked device may hold, in bytes of live heap and stacks, is a little more than was measured: 4.7 KB, of which 0.3 are the
+// fake auth-service's, and by WebSocket 6.6 KB. A goroutine would be 8 KB more, the buffers of the handshake 3.5.
 func TestMemoryOfParkedDevices(t *testing.T) {
-	n := 300
+	for _, tt := range []struct {
+		name string
+		addr func(s *Server) string
+		most float64
+	}{
+		{"TLS", (*Server).Addr, 6000},
+		{"WebSocket over TLS", func(s *Server) string { return "wss://" + s.WebSocketAddr() + websocketPath }, 8000},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			each, n := memoryOfParked(t, tt.addr)
+			t.Logf("%d parked devices hold %.0f bytes each", n, each)
+			if each > tt.most {
+				t.Errorf("a parked device holds %.0f bytes of heap and stacks, want at most %.0f", each, tt.most)
+			}
+		})
+	}
+}
+
+// memoryOfParked is what each of n parked devices holds that came to an address of the gateway.
+func memoryOfParked(t *testing.T, addr func(s *Server) string) (each float64, n int) {
+	t.Helper()
+	n = 300
 	if long {
 		n = 9000
 	}
 	doc := testDoc()
 	doc.Heartbeat.Interval, doc.IdleTimeout = 0, dynamic.Duration(time.Hour) // they stay, however long all this takes
 	w := newWorld(t, doc)
-	w.write("ca.pem", w.ca.PEM())
 	s := w.gateway("gw-1", restless)
-	warm := w.enrolled(s, clientID(1)) // what the first one brings is not the others'
+	enrol := w.fleet(addr(s))
+	enrol(1) // what the first one brings is not the others'
 	wantParked(t, s, 1)
-	before := held()
-
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	fleet := exec.CommandContext(t.Context(), self, "-test.run=^TestFleet$")
-	fleet.Env = append(os.Environ(), fleetAddr+"="+s.Addr(), fleetAddr+"_CA="+w.path("ca.pem"))
-	in, err := fleet.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := fleet.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := fleet.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = in.Close(); _, _ = io.Copy(io.Discard, out); _ = fleet.Wait() }()
-	if _, err := fmt.Fprintln(in, n); err != nil {
-		t.Fatal(err)
-	}
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "connected\n" {
-		t.Fatalf("fleet says %q (%v), want connected", line, err)
-	}
+	goroutines, before := runtime.NumGoroutine(), held()
+	enrol(n)
 	wantParked(t, s, n+1)
-	after := held()
-	each := float64(after-before) / float64(n)
-	t.Logf("%d parked TLS devices hold %.0f bytes each", n, each)
-	if each > parkedMost {
-		t.Errorf("a parked TLS device holds %.0f bytes of heap and stacks, want at most %d", each, parkedMost)
+	if more := runtime.NumGoroutine() - goroutines; more > n/10 {
+		t.Errorf("%d parked devices have %d goroutines, want none", n, more)
 	}
-	warm.send(&wire.Bye{})
-	warm.wantEnd()
+	return float64(held()-before) / float64(n), n
 }
 
 // held is what the heap's live objects and all stacks take.

@@ -40,7 +40,7 @@ func newMQTTStream(conn net.Conn, sock *socket) *mqttStream {
 	return s
 }
 
-// attend implements translating.
+// attend implements attended.
 func (s *mqttStream) attend(ses *session) { s.ses = ses }
 
 // Read implements transport: frames, one at a time. Packets that become none are dealt with here.
@@ -240,8 +240,7 @@ func (s *mqttStream) mayPush(service string, bytes int) pushOutcome {
 
 // translating is a transport whose device speaks another protocol, of which it makes frames of version 2.
 type translating interface {
-	// attend says whose session it is, before the first Read.
-	attend(ses *session)
+	attended
 	// bodiesAreJSON reports whether the device's bodies are; asked when its first frame has come.
 	bodiesAreJSON() bool
 	// welcomed is called by the reader before the WELCOME is queued. From there on the transport puts the token into frames: the

@@ -32,7 +32,30 @@ func plain(cfg *Config, times *timings) {
 var parkingListeners = []struct {
 	name   string
 	change func(*Config, *timings)
-}{{"TLS", restless}, {"plain", plain}}
+	dial   func(*world, *Server) *device
+}{
+	{"TLS", restless, (*world).dial},
+	{"plain", plain, (*world).dial},
+	{"WebSocket over TLS", restless, (*world).dialWeb},
+	{"WebSocket", plain, (*world).dialWeb},
+}
+
+// eachParkingListener runs f with a gateway of which sessions park at once, and what enrols a device there.
+func eachParkingListener(t *testing.T, doc dynamic.Document, f func(t *testing.T, w *world, s *Server, enrolled func(wire.ClientID) *device)) {
+	t.Helper()
+	for _, tt := range parkingListeners {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, doc)
+			s := w.gateway("gw-1", tt.change)
+			w.settled(s)
+			f(t, w, s, func(id wire.ClientID) *device {
+				d := tt.dial(w, s)
+				d.hello(id, wire.Token{})
+				return d
+			})
+		})
+	}
+}
 
 // wantParked waits until that many sessions are parked, and no more have a reader.
 func wantParked(t *testing.T, s *Server, n int) {
@@ -43,21 +66,16 @@ func wantParked(t *testing.T, s *Server, n int) {
 }
 
 func TestParkedDeviceIsServed(t *testing.T) {
-	for _, tt := range parkingListeners {
-		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t, testDoc())
-			s := w.gateway("gw-1", tt.change)
-			w.settled(s)
-			d := w.enrolled(s, clientID(1))
-			for i := range uint32(5) {
-				wantParked(t, s, 1)
-				d.roundTrip(2 * i)
-				d.roundTrip(2*i + 1)
-				wantParked(t, s, 1)
-				d.beat()
-			}
-		})
-	}
+	eachParkingListener(t, testDoc(), func(t *testing.T, _ *world, s *Server, enrolled func(wire.ClientID) *device) {
+		d := enrolled(clientID(1))
+		for i := range uint32(5) {
+			wantParked(t, s, 1)
+			d.roundTrip(2 * i)
+			d.roundTrip(2*i + 1)
+			wantParked(t, s, 1)
+			d.beat()
+		}
+	})
 }
 
 func TestActiveDeviceIsNotParked(t *testing.T) {
@@ -75,6 +93,19 @@ func TestActiveDeviceIsNotParked(t *testing.T) {
 	if n := testutil.ToFloat64(s.metrics.parked); n != 0 {
 		t.Errorf("parked = %v, want 0", n)
 	}
+}
+
+// A time in which the gateway does not read, and so parks nobody, is followed by another look.
+func TestDeviceThatHadToWaitIsParked(t *testing.T) {
+	doc := testDoc()
+	doc.Heartbeat.Interval, doc.IdleTimeout = 0, dynamic.Duration(time.Hour) // no other deadline comes
+	doc.DeviceLimit.Rate, doc.DeviceLimit.Burst, doc.DeviceLimit.OnLimit = 1, 1, dynamic.LimitWait
+	w := newWorld(t, doc)
+	s := w.gateway("gw-1", func(_ *Config, times *timings) { times.park, times.writeStall = 1, time.Hour })
+	d := w.enrolled(s, clientID(1))
+	d.beat()
+	d.beat()
+	wantParked(t, s, 1)
 }
 
 // heldConn is a client's connection that sends what is written when it is told to.
@@ -200,81 +231,121 @@ func TestPartOfAFrameIsNotParked(t *testing.T) {
 }
 
 func TestEndsOfParkedSessions(t *testing.T) {
-	doc := testDoc()
-	w := newWorld(t, doc)
-	s := w.gateway("gw-1", restless)
-	for _, tt := range []struct {
-		name string
-		end  func(t *testing.T, d *device)
-	}{
-		{"kicked", func(t *testing.T, d *device) {
-			if status, _ := api(t, s, http.MethodDelete, deviceOf(d.client, "/session"), ""); status != http.StatusNoContent {
-				t.Fatalf("kick: %d, want 204", status)
-			}
-			d.wantClosed(wire.CodeKicked)
-		}},
-		{"revoked", func(_ *testing.T, d *device) {
-			s.revoked(registry.Revocation{ClientID: d.client, Code: wire.CodeRevoked, Announced: true})
-			d.wantClosed(wire.CodeRevoked)
-		}},
-		{"taken over", func(_ *testing.T, d *device) {
-			newer := w.enrolled(s, d.client)
-			d.wantClosed(wire.CodeTakenOver)
-			newer.send(&wire.Bye{})
-			newer.wantEnd()
-		}},
-		{"sent away", func(_ *testing.T, d *device) {
-			s.table.find(d.client).goAway(reasonRebalance, 0, 0)
+	eachParkingListener(t, testDoc(), func(t *testing.T, _ *world, s *Server, enrolled func(wire.ClientID) *device) {
+		for _, tt := range []struct {
+			name string
+			end  func(t *testing.T, d *device)
+		}{
+			{"kicked", func(t *testing.T, d *device) {
+				if status, _ := api(t, s, http.MethodDelete, deviceOf(d.client, "/session"), ""); status != http.StatusNoContent {
+					t.Fatalf("kick: %d, want 204", status)
+				}
+				d.wantClosed(wire.CodeKicked)
+			}},
+			{"revoked", func(_ *testing.T, d *device) {
+				s.revoked(registry.Revocation{ClientID: d.client, Code: wire.CodeRevoked, Announced: true})
+				d.wantClosed(wire.CodeRevoked)
+			}},
+			{"taken over", func(_ *testing.T, d *device) {
+				newer := enrolled(d.client)
+				d.wantClosed(wire.CodeTakenOver)
+				newer.send(&wire.Bye{})
+				newer.wantEnd()
+			}},
+			{"sent away", func(_ *testing.T, d *device) {
+				s.table.find(d.client).goAway(reasonRebalance, 0, 0)
+				var away wire.Goaway
+				d.want(&away)
+				d.wantEnd()
+			}},
+			{"says good-bye", func(_ *testing.T, d *device) { d.send(&wire.Bye{}); d.wantEnd() }},
+			{"closes", func(_ *testing.T, d *device) { _ = d.conn.Close() }},
+			{"resets", func(t *testing.T, d *device) {
+				if err := tcpOf(d.conn).SetLinger(0); err != nil {
+					t.Fatal(err)
+				}
+				_ = tcpOf(d.conn).Close()
+			}},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				d := enrolled(clientID(3))
+				d.t = t
+				wantParked(t, s, 1)
+				tt.end(t, d)
+				wantParked(t, s, 0)
+				wantNoSockets(t, s)
+			})
+		}
+	})
+}
+
+func wantNoSockets(t *testing.T, s *Server) {
+	t.Helper()
+	eventually(t, "the connection is forgotten", func() bool {
+		s.sockets.mu.Lock()
+		defer s.sockets.mu.Unlock()
+		return len(s.sockets.all) == 0
+	})
+}
+
+// tcpOf is the connection at the bottom of a device's.
+func tcpOf(conn net.Conn) *net.TCPConn {
+	switch c := conn.(type) {
+	case *webEnd:
+		return tcpOf(c.Conn)
+	case *tls.Conn:
+		return tcpOf(c.NetConn())
+	}
+	return conn.(*net.TCPConn)
+}
+
+// A gateway that drains sends parked devices away as it does others.
+func TestDrainOfParkedDevices(t *testing.T) {
+	for _, tt := range parkingListeners {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, testDoc())
+			s := w.gateway("gw-1", func(cfg *Config, times *timings) {
+				tt.change(cfg, times)
+				cfg.Drain = Drain{Window: 0, Timeout: patience}
+			})
+			d := tt.dial(w, s)
+			d.hello(clientID(1), wire.Token{})
+			wantParked(t, s, 1)
+			done := make(chan error, 1)
+			go func() { done <- s.Shutdown(t.Context()) }() // ends when the device has gone
 			var away wire.Goaway
 			d.want(&away)
+			d.send(&wire.Bye{})
 			d.wantEnd()
-		}},
-		{"says good-bye", func(_ *testing.T, d *device) { d.send(&wire.Bye{}); d.wantEnd() }},
-		{"closes", func(_ *testing.T, d *device) { _ = d.conn.Close() }},
-		{"resets", func(t *testing.T, d *device) {
-			if err := d.conn.(*tls.Conn).NetConn().(*net.TCPConn).SetLinger(0); err != nil {
-				t.Fatal(err)
+			if err := <-done; err != nil {
+				t.Errorf("shutdown = %v, want nil", err)
 			}
-			_ = d.conn.(*tls.Conn).NetConn().Close()
-		}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			d := w.enrolled(s, clientID(3))
-			d.t = t
-			wantParked(t, s, 1)
-			tt.end(t, d)
-			wantParked(t, s, 0)
-			eventually(t, "the connection is forgotten", func() bool {
-				s.sockets.mu.Lock()
-				defer s.sockets.mu.Unlock()
-				return len(s.sockets.all) == 0
-			})
 		})
 	}
 }
 
 // A push reaches a parked device without waking the session; the acknowledgement does.
 func TestPushToAParkedDevice(t *testing.T) {
-	w := newWorld(t, testDoc())
-	s := w.gateway("gw-1", restless)
-	d := w.enrolled(s, clientID(1))
-	wantParked(t, s, 1)
-	if o := s.pushLocal(d.client, "news", []byte(`1`), time.Minute, nil); o != pushQueued {
-		t.Fatalf("push = %s, want queued", o)
-	}
-	var p wire.Push
-	d.want(&p)
-	if n := testutil.ToFloat64(s.metrics.parked); n != 1 {
-		t.Errorf("parked after a push = %v, want 1", n)
-	}
-	d.send(&wire.PushAck{ID: p.ID})
-	ses := s.table.find(d.client)
-	eventually(t, "the acknowledgement is taken", func() bool {
-		ses.mu.Lock()
-		defer ses.mu.Unlock()
-		return len(ses.pushes) == 0
+	eachParkingListener(t, testDoc(), func(t *testing.T, _ *world, s *Server, enrolled func(wire.ClientID) *device) {
+		d := enrolled(clientID(1))
+		wantParked(t, s, 1)
+		if o := s.pushLocal(d.client, "news", []byte(`1`), time.Minute, nil); o != pushQueued {
+			t.Fatalf("push = %s, want queued", o)
+		}
+		var p wire.Push
+		d.want(&p)
+		if n := testutil.ToFloat64(s.metrics.parked); n != 1 {
+			t.Errorf("parked after a push = %v, want 1", n)
+		}
+		d.send(&wire.PushAck{ID: p.ID})
+		ses := s.table.find(d.client)
+		eventually(t, "the acknowledgement is taken", func() bool {
+			ses.mu.Lock()
+			defer ses.mu.Unlock()
+			return len(ses.pushes) == 0
+		})
+		wantParked(t, s, 1)
 	})
-	wantParked(t, s, 1)
 }
 
 // The wheel watches over parked sessions.
@@ -309,9 +380,13 @@ func TestParkingUnderTraffic(t *testing.T) {
 	}
 	doc := testDoc()
 	doc.Heartbeat.Interval = 0
-	w := newWorld(t, doc)
-	s := w.gateway("gw-1", restless)
-	w.settled(s)
+	eachParkingListener(t, doc, func(t *testing.T, _ *world, s *Server, enrolled func(wire.ClientID) *device) {
+		parkUnderTraffic(t, s, enrolled, rounds)
+	})
+}
+
+func parkUnderTraffic(t *testing.T, s *Server, enrolled func(wire.ClientID) *device, rounds uint32) {
+	t.Helper()
 	stop := make(chan struct{})
 	var asking sync.WaitGroup
 	asking.Go(func() {
@@ -333,7 +408,7 @@ func TestParkingUnderTraffic(t *testing.T) {
 	})
 	var devices sync.WaitGroup
 	for i := range byte(8) {
-		d := w.enrolled(s, clientID(i+1))
+		d := enrolled(clientID(i + 1))
 		devices.Go(func() {
 			for n := range rounds {
 				body := fmt.Sprintf(`{"device":%d,"n":%d}`, i, n)
@@ -342,12 +417,19 @@ func TestParkingUnderTraffic(t *testing.T) {
 					t.Error(err)
 					return
 				}
+				to := d.conn
+				if web, ok := to.(*webEnd); ok { // in pieces, too, with a ping now and then
+					to, frame = web.Conn, webSocketFrame(opBinary, frame)
+					if n%3 == 0 {
+						frame = append(webSocketFrame(opPing, []byte{byte(n)}), frame...)
+					}
+				}
 				cut := int(n) % len(frame)
-				if _, err := d.conn.Write(frame[:cut]); err != nil {
+				if _, err := to.Write(frame[:cut]); err != nil {
 					t.Errorf("device %d: %v", i, err)
 					return
 				}
-				if _, err := d.conn.Write(frame[cut:]); err != nil {
+				if _, err := to.Write(frame[cut:]); err != nil {
 					t.Errorf("device %d: %v", i, err)
 					return
 				}
@@ -356,6 +438,9 @@ func TestParkingUnderTraffic(t *testing.T) {
 				if !ok || wire.Unmarshal(f.Version, f.Payload, &resp) != nil || string(resp.Body) != body {
 					t.Errorf("device %d: got %s %s, want the echo of %s", i, f.Type, f.Payload, body)
 					return
+				}
+				if web, ok := d.conn.(*webEnd); ok && n%3 == 0 {
+					web.wantPong(t, string([]byte{byte(n)}))
 				}
 			}
 		})

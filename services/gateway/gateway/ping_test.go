@@ -1,11 +1,6 @@
 package gateway
 
 import (
-	"bufio"
-	"encoding/binary"
-	"io"
-	"net"
-	"net/http"
 	"testing"
 	"time"
 
@@ -14,62 +9,6 @@ import (
 	"github.com/goshield/goshield/internal/dynamic"
 	"github.com/goshield/goshield/sdk/wire"
 )
-
-// Opcodes of WebSocket (RFC 6455 §5.2).
-const (
-	opBinary = 2
-	opPing   = 9
-	opPong   = 10
-)
-
-// webSocketFrame is a client's frame, masked with zeros.
-func webSocketFrame(opcode byte, payload []byte) []byte {
-	b := []byte{0x80 | opcode}
-	if len(payload) < 126 {
-		b = append(b, 0x80|byte(len(payload)))
-	} else {
-		b = binary.BigEndian.AppendUint16(append(b, 0x80|126), uint16(len(payload)))
-	}
-	return append(append(b, 0, 0, 0, 0), payload...)
-}
-
-// webSocketByHand is a connection that was upgraded, as bytes: client libraries do not flood.
-func webSocketByHand(t *testing.T, s *Server) (net.Conn, *bufio.Reader) {
-	t.Helper()
-	conn := dialRaw(t, s.WebSocketAddr())
-	_ = conn.SetDeadline(time.Now().Add(patience))
-	_, err := io.WriteString(conn, "GET "+websocketPath+" HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: "+websocketSubprotocol+"\r\n\r\n")
-	if err != nil {
-		t.Fatal(err)
-	}
-	in := bufio.NewReader(conn)
-	resp, err := http.ReadResponse(in, nil)
-	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
-		t.Fatalf("upgrade = %v, %v, want 101", resp, err)
-	}
-	_ = resp.Body.Close()
-	return conn, in
-}
-
-// readWebSocketFrame is the gateway's next frame; err at the end.
-func readWebSocketFrame(in *bufio.Reader) (opcode byte, payload []byte, err error) {
-	var header [2]byte
-	if _, err := io.ReadFull(in, header[:]); err != nil {
-		return 0, nil, err
-	}
-	size := int(header[1])
-	if size == 126 {
-		var long [2]byte
-		if _, err := io.ReadFull(in, long[:]); err != nil {
-			return 0, nil, err
-		}
-		size = int(binary.BigEndian.Uint16(long[:]))
-	}
-	payload = make([]byte, size)
-	_, err = io.ReadFull(in, payload)
-	return header[0] & 0x0f, payload, err
-}
 
 // Pings and pongs cost what frames cost: a device that floods the gateway with them gets few answers and is closed.
 func TestPingFloodIsLimited(t *testing.T) {

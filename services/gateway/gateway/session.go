@@ -128,13 +128,10 @@ func (s *Server) startSession(sock *socket, conn transport) {
 	ses.changed.L = &ses.mu
 	ses.in = wire.NewReader((*inbound)(ses), s.settings.Load().doc.Frame.MaxBytes)
 	ses.lastFrame.Store(now)
-	if c, ok := conn.(chatty); ok {
-		c.charge(ses.admitPing)
+	if a, ok := conn.(attended); ok {
+		a.attend(ses)
 	}
-	if o, ok := conn.(translating); ok {
-		ses.other = o
-		o.attend(ses)
-	}
+	ses.other, _ = conn.(translating)
 	if !s.begin() {
 		_ = sock.Close() // the gateway has ended
 		return

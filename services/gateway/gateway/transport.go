@@ -42,11 +42,11 @@ type parkable interface {
 	shrink()
 }
 
-// chatty is a transport on which the device can send other things than frames, which have to be paid for as well.
-type chatty interface {
-	// charge says whom to ask, before the first Read: admit is called by Read for each such thing, with its bytes, and
-	// reports whether it is to be answered.
-	charge(admit func(payload int) bool)
+// attended is a transport that has to do with its session besides Read and Write: so are those on which the device can send other
+// things than frames.
+type attended interface {
+	// attend says whose session it is, before the first Read.
+	attend(ses *session)
 }
 
 // certified is a transport on which the device may have shown a certificate.

@@ -2,9 +2,6 @@ package gateway
 
 import (
 	"context"
-	"encoding/binary"
-	"errors"
-	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -17,7 +14,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/goshield/goshield/internal/admin"
-	"github.com/goshield/goshield/sdk/wire"
 )
 
 // WebSocket (docs/PROTOCOL.md §1): the device protocol's frames, one a binary message, for browsers and
@@ -114,11 +110,11 @@ func (w *web) upgrade(rw http.ResponseWriter, r *http.Request) {
 		http.Error(rw, "the subprotocol "+websocketSubprotocol+" must be offered", http.StatusBadRequest)
 		return
 	}
-	stream := &webStream{sock: conn.sock}
-	ws, err := websocket.Accept(rw, r, &websocket.AcceptOptions{
+	wire := newWebWire(conn.Conn, conn.sock)
+	ws, err := websocket.Accept(hijacking{rw, wire}, r, &websocket.AcceptOptions{
 		Subprotocols: []string{websocketSubprotocol}, OriginPatterns: w.origins, CompressionMode: websocket.CompressionDisabled,
-		OnPingReceived: func(_ context.Context, payload []byte) bool { return stream.admit(len(payload)) },
-		OnPongReceived: func(_ context.Context, payload []byte) { stream.admit(len(payload)) },
+		OnPingReceived: func(_ context.Context, payload []byte) bool { return wire.ses.admitPing(len(payload)) },
+		OnPongReceived: func(_ context.Context, payload []byte) { wire.ses.admitPing(len(payload)) },
 	})
 	if err != nil {
 		w.srv.log.Debug("upgrade refused", zap.Error(err)) // Accept has answered
@@ -132,9 +128,7 @@ func (w *web) upgrade(rw http.ResponseWriter, r *http.Request) {
 		_ = ws.CloseNow() // too late: it is closed
 		return
 	}
-	ws.SetReadLimit(wire.HeaderSize + wire.MaxPayload)
-	stream.ws = ws
-	w.srv.startSession(conn.sock, stream)
+	w.srv.startSession(conn.sock, newWebStream(ws, wire))
 }
 
 // refuseUpgraded ends a connection with e: what HTTP answers, scripts in a browser never see. It ends with the connection,
@@ -212,121 +206,3 @@ func (c *webConn) end() error {
 	}
 	return c.sock.Close()
 }
-
-// webStream makes a byte stream of messages, and sees to it that each holds exactly one frame.
-type webStream struct {
-	// Static once there is a session.
-	ws    *websocket.Conn
-	sock  *socket
-	admit func(payload int) bool // of pings and pongs
-
-	// Owned by the reader.
-	message io.Reader // the message being read; nil: none
-	header  [wire.HeaderSize]byte
-	unread  []byte // of header
-	payload int    // bytes of it still to come
-	err     error  // after which nothing more can be read
-}
-
-// charge implements chatty.
-func (s *webStream) charge(admit func(payload int) bool) { s.admit = admit }
-
-// Read implements transport. A message that is not exactly one frame is a
-// *wire.Error, and its frame is not handed out.
-func (s *webStream) Read(p []byte) (int, error) {
-	if s.err != nil {
-		return 0, s.err
-	}
-	n, err := s.read(p)
-	if err != nil {
-		n, s.err = 0, err
-	}
-	return n, err
-}
-
-func (s *webStream) read(p []byte) (int, error) {
-	if s.message == nil {
-		if err := s.next(); err != nil {
-			return 0, err
-		}
-	}
-	if len(s.unread) > 0 {
-		n := copy(p, s.unread)
-		s.unread = s.unread[n:]
-		return n, s.finish()
-	}
-	n, err := s.message.Read(p[:min(len(p), s.payload)])
-	s.payload -= n
-	if errors.Is(err, io.EOF) && s.payload > 0 {
-		return n, wire.Errorf(wire.CodeBadFrame, "a message ends before its frame")
-	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		return n, endOfMessages(err)
-	}
-	return n, s.finish()
-}
-
-// next begins the next message: it must be binary and begin with a header.
-func (s *webStream) next() error {
-	kind, message, err := s.ws.Reader(context.Background())
-	if err != nil {
-		return endOfMessages(err)
-	}
-	if kind != websocket.MessageBinary {
-		return wire.Errorf(wire.CodeBadFrame, "a text message; frames are binary")
-	}
-	if _, err := io.ReadFull(message, s.header[:]); err != nil {
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return wire.Errorf(wire.CodeBadFrame, "a message is shorter than a frame's header")
-		}
-		return endOfMessages(err)
-	}
-	s.message, s.unread, s.payload = message, s.header[:], int(binary.BigEndian.Uint16(s.header[2:]))
-	return nil
-}
-
-// finish ends a message whose frame was read: nothing may follow it.
-func (s *webStream) finish() error {
-	if len(s.unread) > 0 || s.payload > 0 {
-		return nil
-	}
-	var more [1]byte
-	n, err := io.ReadFull(s.message, more[:])
-	switch {
-	case n > 0:
-		return wire.Errorf(wire.CodeBadFrame, "a message goes on after its frame")
-	case !errors.Is(err, io.EOF):
-		return endOfMessages(err)
-	}
-	s.message = nil
-	return nil
-}
-
-// endOfMessages turns the peer's good-bye into io.EOF.
-func endOfMessages(err error) error {
-	if websocket.CloseStatus(err) != -1 {
-		return io.EOF
-	}
-	return err
-}
-
-// Write implements transport: p is whole frames, each of which becomes a message.
-func (s *webStream) Write(p []byte) (int, error) {
-	written := 0
-	for len(p)-written >= wire.HeaderSize {
-		rest := p[written:]
-		size := wire.HeaderSize + int(binary.BigEndian.Uint16(rest[2:]))
-		if err := s.ws.Write(context.Background(), websocket.MessageBinary, rest[:size]); err != nil {
-			return written, err
-		}
-		written += size
-	}
-	return written, nil
-}
-
-// CloseWrite implements transport: WebSocket's close handshake, which waits some
-// seconds for the peer's part.
-func (s *webStream) CloseWrite() error { return s.ws.Close(websocket.StatusNormalClosure, "") }
-
-// Close implements transport.
-func (s *webStream) Close() error { return s.sock.Close() }
