@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/goshield/goshield/internal/admin"
+	"github.com/goshield/goshield/sdk/wire"
 )
 
 // WebSocket (docs/PROTOCOL.md §1): the device protocol's frames, one a binary message, for browsers and
