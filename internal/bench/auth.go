@@ -29,7 +29,7 @@ func authDefaults(quick bool) options {
 		window:      1200 * time.Millisecond,
 		threads:     []int{2},
 		connections: []int{128},
-		devices:     []int{1_000, 100_000, 1_000_000},
+		devices:     []int{1_000, 4 * leastRotated, 100_000, 1_000_000},
 		payload:     minPayload,
 		field:       tokenKeepers,
 		peers:       []string{bareName},
