@@ -24,6 +24,10 @@ func (o *ordeal) ask(conn net.Conn, err error, device int) error {
 	return nil
 }
 
+// refusedPause is what a device waits after a request that no backend could take. Refusals cost next to nothing: without it most of
+// all requests would be spent on the moments in which a backend is down.
+const refusedPause = 200 * time.Millisecond
+
 // torment is one device: it keeps some requests in flight until all are answered. It
 // fails if its connection ends, or an answer is not what it must be.
 func (o *ordeal) torment(conn net.Conn, device int) error {
@@ -56,8 +60,12 @@ func (o *ordeal) torment(conn net.Conn, device int) error {
 		if f, err = exchange(conn, in, frame); err != nil {
 			return fmt.Errorf("after %d answers: %w", done, err)
 		}
-		if err := o.judge(f, id, device, open); err != nil {
+		code, err := o.judge(f, id, device, open)
+		if err != nil {
 			return err
+		}
+		if code == wire.CodeBackendUnavailable {
+			time.Sleep(refusedPause)
 		}
 		o.ended.Add(1)
 	}
@@ -84,33 +92,33 @@ func expect(f wire.Frame, m wire.Message) error {
 	return wire.Unmarshal(f.Version, f.Payload, m)
 }
 
-// judge takes one answer, which is for one of the open requests.
-func (o *ordeal) judge(f wire.Frame, id wire.ClientID, device int, open map[uint32]int) error {
+// judge takes one answer, which is for one of the open requests. It returns the code of a failure.
+func (o *ordeal) judge(f wire.Frame, id wire.ClientID, device int, open map[uint32]int) (wire.Code, error) {
 	if f.Type == wire.TypeError {
 		var e wire.Error
 		if err := expect(f, &e); err != nil {
-			return err
+			return "", err
 		}
 		if _, ok := open[e.ID]; !ok || !e.HasID || e.Close {
-			return fmt.Errorf("an error that is no open request's: %s", f.Payload)
+			return "", fmt.Errorf("an error that is no open request's: %s", f.Payload)
 		}
 		delete(open, e.ID)
 		count, _ := o.failed.LoadOrStore(e.Code, new(atomic.Int64))
 		count.(*atomic.Int64).Add(1)
-		return nil
+		return e.Code, nil
 	}
 	var resp wire.Response
 	if err := expect(f, &resp); err != nil {
-		return err
+		return "", err
 	}
 	n, ok := open[resp.ID]
 	if !ok {
-		return fmt.Errorf("answer %d is no open request's: %s", resp.ID, resp.Body)
+		return "", fmt.Errorf("answer %d is no open request's: %s", resp.ID, resp.Body)
 	}
 	delete(open, resp.ID)
 	if want := hostileAnswer(id, hostileBody(device, n)); !bytes.Equal(resp.Body, want) {
-		return fmt.Errorf("answer %d is %s, want %s", resp.ID, resp.Body, want)
+		return "", fmt.Errorf("answer %d is %s, want %s", resp.ID, resp.Body, want)
 	}
 	o.answered.Add(1)
-	return nil
+	return "", nil
 }
