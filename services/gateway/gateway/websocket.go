@@ -123,6 +123,7 @@ func (w *web) upgrade(rw http.ResponseWriter, r *http.Request) {
 	}
 	if conn.refusal != nil {
 		refuseUpgraded(ws, conn.refusal)
+		_ = conn.Close() // the library has closed what is beneath, of which conn does not hear
 		return
 	}
 	if !conn.take() {
