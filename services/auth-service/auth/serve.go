@@ -32,9 +32,15 @@ func (s *Server) newHTTPServer() *fasthttp.Server {
 		NoDefaultServerHeader: true,
 		NoDefaultContentType:  true,
 		CloseOnShutdown:       true,
-		Logger:                zap.NewStdLog(s.log),
+		Logger:                formats{s.log},
 	}
 }
+
+// formats is a fasthttp.Logger that leaves out the values: what cannot be read is quoted there, with the secret in it.
+type formats struct{ log *zap.Logger }
+
+// Printf implements fasthttp.Logger.
+func (f formats) Printf(format string, _ ...any) { f.log.Debug("fasthttp: " + format) }
 
 // handle answers one request.
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {

@@ -17,7 +17,7 @@ import (
 	"github.com/goshield/goshield/services/auth-service/auth"
 )
 
-// TestUnreadableRequests: what is no request has an answer that says so, and the connection ends.
+// TestUnreadableRequests: what is no request has an answer that says so, the connection ends, and none of it is in the log.
 func TestUnreadableRequests(t *testing.T) {
 	w := embedded(t, nil)
 	for _, tt := range []struct {
@@ -28,6 +28,7 @@ func TestUnreadableRequests(t *testing.T) {
 		{"no HTTP", "who is there\r\n\r\n", 400, authapi.CodeBadRequest},
 		{"long head", "GET / HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("x", 9<<10) + "\r\n\r\n", 431, authapi.CodeBadRequest},
 		{"length is no number", "POST " + authapi.PathVerify + " HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400, authapi.CodeBadRequest},
+		{"a header that is none", "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer " + gatewaySecret + "\r\n" + gatewaySecret + "\r\n\r\n", 400, authapi.CodeBadRequest},
 		{"far too long", "POST " + authapi.PathVerify + " HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n", 413, authapi.CodeBodyTooLarge},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -59,6 +60,10 @@ func TestUnreadableRequests(t *testing.T) {
 		})
 	}
 	w.enrol(newID())
+	eventually(t, "the log has them", func() bool { return strings.Count(w.log.String(), "error when serving connection") >= 2 })
+	if log := w.log.String(); strings.Contains(log, gatewaySecret) || strings.Contains(log, "who is there") {
+		t.Errorf("the log quotes a request: %s", log)
+	}
 }
 
 // TestShutdownCutsOff: a request that outlasts the patience of Shutdown loses its connection.

@@ -148,6 +148,26 @@ func TestWebSocketOverACap(t *testing.T) {
 	}
 }
 
+// Who answers the close has gone, whatever he sends before, and his place is another's.
+func TestWebSocketOverACapSaysGoodBye(t *testing.T) {
+	webBubble(t, oneConnection(), func(t *testing.T, r *rig) {
+		r.enrolled(t, clientID(1))
+		began := time.Now()
+		d, end := r.connectWeb(t)
+		end.closes.Store(true)
+		d.wantClosed(wire.CodeOverloaded)
+		for _, frame := range [][]byte{webSocketFrame(opPing, nil), webSocketFrame(opBinary, []byte("HELLO")), webSocketFrame(opClose, []byte{3, 245})} {
+			if _, err := end.Conn.Write(frame); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if n, took := len(r.farewells), time.Since(began); n != 0 || took >= r.timings.handshake {
+			t.Errorf("%d places are taken after %v, want 0 at once", n, took)
+		}
+	})
+}
+
 // A gateway that ends waits for nobody whom it was about to tell.
 func TestWebSocketOverACapAtTheEnd(t *testing.T) {
 	w := newWorld(t, oneConnection())

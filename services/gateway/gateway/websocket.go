@@ -114,8 +114,8 @@ func (w *web) upgrade(rw http.ResponseWriter, r *http.Request) {
 	wire := newWebWire(conn.Conn, conn.sock)
 	ws, err := websocket.Accept(hijacking{rw, wire}, r, &websocket.AcceptOptions{
 		Subprotocols: []string{websocketSubprotocol}, OriginPatterns: w.origins, CompressionMode: websocket.CompressionDisabled,
-		OnPingReceived: func(_ context.Context, payload []byte) bool { return wire.ses.admitPing(len(payload)) },
-		OnPongReceived: func(_ context.Context, payload []byte) { wire.ses.admitPing(len(payload)) },
+		OnPingReceived: func(_ context.Context, payload []byte) bool { return wire.admitPing(len(payload)) },
+		OnPongReceived: func(_ context.Context, payload []byte) { wire.admitPing(len(payload)) },
 	})
 	if err != nil {
 		w.srv.log.Debug("upgrade refused", zap.Error(err)) // Accept has answered
@@ -123,6 +123,7 @@ func (w *web) upgrade(rw http.ResponseWriter, r *http.Request) {
 	}
 	if conn.refusal != nil {
 		refuseUpgraded(ws, conn.refusal)
+		_ = conn.Close() // the library has closed what is beneath, of which conn does not hear
 		return
 	}
 	if !conn.take() {

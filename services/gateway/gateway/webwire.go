@@ -33,7 +33,7 @@ var webBuffers = sync.Pool{New: func() any { return new([webRead]byte) }}
 // webWire is the connection as the WebSocket library has it. Whoever calls Read, or Write, holds the library's lock for it.
 type webWire struct {
 	stream
-	ses *session // static once there is one
+	ses *session // static once there is one; nil: the connection is turned away, and has its own deadline
 
 	// Owned by who reads; by the session's reader when nobody does.
 	buf    *[webRead]byte // nil: none
@@ -127,9 +127,11 @@ func (c *webWire) nextFrame() error {
 // fill reads what comes next, at least a byte.
 func (c *webWire) fill() error {
 	between := c.r == c.w && c.left == 0 && !c.within
-	if between {
+	switch {
+	case c.ses == nil:
+	case between:
 		c.ses.frameStart.Store(0) // what began was a ping
-	} else {
+	default:
 		c.ses.frameBegan()
 	}
 	if between && c.putOff && !c.closing.Load() {
@@ -183,6 +185,9 @@ func (c *webWire) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// admitPing reports whether a ping or pong is to be answered. The reader calls it.
+func (c *webWire) admitPing(payload int) bool { return c.ses != nil && c.ses.admitPing(payload) }
 
 // shrink implements parkable.
 func (c *webWire) shrink() {
