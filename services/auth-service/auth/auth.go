@@ -188,10 +188,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	if s.http == nil {
 		return nil
 	}
+	_ = s.ln.Close() // fasthttp does not know it before serve has come as far
 	err := s.http.ShutdownWithContext(ctx)
 	switch {
 	case errors.Is(err, net.ErrClosed):
-		err = nil // after Kill
+		err = nil // as was meant
 	case err != nil:
 		s.ln.cutAll()
 		err = fmt.Errorf("requests under way were cut off: %w", err)

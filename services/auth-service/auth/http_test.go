@@ -80,6 +80,7 @@ func TestMethodsAndPaths(t *testing.T) {
 		}
 	}
 	w.refused(405, authapi.CodeMethodNotAllowed, "GET", authapi.PathTokens, adminSecret, nil)
+	w.refused(405, authapi.CodeMethodNotAllowed, "POST", "/openapi.yaml", adminSecret, nil)
 	for _, path := range []string{"/", "/v1", "/v2/tokens", "/v1/tokens/verify/x", authapi.PathClients + id.String() + "/x"} {
 		w.refused(404, authapi.CodeNotFound, "GET", path, adminSecret, nil)
 	}

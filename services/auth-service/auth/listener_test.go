@@ -9,13 +9,17 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
 	"github.com/valyala/fasthttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/goshield/goshield/internal/authapi"
 	"github.com/goshield/goshield/internal/secret"
+	"github.com/goshield/goshield/internal/service"
 )
 
 // scripted is a listener that has its answers ready.
@@ -62,14 +66,65 @@ func TestAcceptOutlastsAShortage(t *testing.T) {
 	}
 }
 
-// TestPanicIsAnswered: it costs its call, not the process.
-func TestPanicIsAnswered(t *testing.T) {
-	const bearer = "a-secret-of-the-tests"
-	file := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(file, []byte(bearer), 0o600); err != nil {
+// TestWritesHaveTheirOwnDeadline: not one that an answer left behind.
+func TestWritesHaveTheirOwnDeadline(t *testing.T) {
+	here, there := net.Pipe()
+	defer func() { _ = there.Close() }()
+	c := newListener(nil, zap.NewNop()).track(here)
+	defer func() { _ = c.Close() }()
+	if err := c.SetWriteDeadline(time.Unix(0, 0)); err != nil {
 		t.Fatal(err)
 	}
-	gateway, err := secret.Open(file)
+	go func() { _, _ = there.Read(make([]byte, 1)) }() // ends with the byte, or with the connection
+	if _, err := c.Write([]byte{1}); err != nil {
+		t.Errorf("Write() = %v", err)
+	}
+}
+
+// TestShutdownBeforeItServes: it takes no connection after that, and ends.
+func TestShutdownBeforeItServes(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.GatewaySecretFile = secretFile(t)
+	s, err := New(cfg, service.Deps{Log: zap.NewNop(), Metrics: prometheus.NewRegistry()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.rdb = redis.NewClient(&redis.Options{Addr: ln.Addr().String()}) // nobody asks it
+	s.ln, s.http = newListener(ln, s.log), s.newHTTPServer()
+	close(s.tended)
+	ended := make(chan error, 1)
+	go func() { ended <- s.Shutdown(t.Context()) }()
+	<-s.stop // it waits for serve now
+	go s.serve()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("Shutdown() = %v", err)
+		}
+	case <-time.After(time.Minute):
+		_ = ln.Close()
+		t.Fatal("Shutdown does not end")
+	}
+}
+
+const theSecret = "a-secret-of-the-tests"
+
+func secretFile(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte(theSecret), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// TestPanicIsAnswered: it costs its call, not the process.
+func TestPanicIsAnswered(t *testing.T) {
+	gateway, err := secret.Open(secretFile(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +134,7 @@ func TestPanicIsAnswered(t *testing.T) {
 		ctx := &fasthttp.RequestCtx{}
 		ctx.Request.Header.SetMethod(http.MethodPost)
 		ctx.Request.SetRequestURI(authapi.PathRelease)
-		ctx.Request.Header.Set("Authorization", "Bearer "+bearer)
+		ctx.Request.Header.Set("Authorization", "Bearer "+theSecret)
 		ctx.Request.Header.SetContentType(typeJSON)
 		ctx.Request.SetBodyString(`[{"client_id":"` + strings.Repeat("ab", 32) + `","epoch":1}]`)
 		s.handle(ctx)

@@ -13,6 +13,10 @@ const pathOpenAPI = "/openapi.yaml"
 var openAPI []byte
 
 func serveOpenAPI(ctx *fasthttp.RequestCtx) {
+	if !ctx.IsGet() {
+		writeProblem(ctx, problemOf(errMethod))
+		return
+	}
 	ctx.SetContentType("application/yaml")
 	ctx.SetBody(openAPI)
 }

@@ -40,6 +40,8 @@ var routes = []route{
 	{http.MethodDelete, authapi.PathDevices + "/" + clientIDSegment, opDeviceRemove, administrators, (*Server).removeDevice},
 }
 
+var errMethod = &apiError{status: http.StatusMethodNotAllowed, code: authapi.CodeMethodNotAllowed, detail: "not with this method"}
+
 // find is the route of a request, and what stands for {client_id} in its path. The error is an *apiError.
 func find(method, path []byte) (to *route, clientID string, err error) {
 	known := false
@@ -54,7 +56,7 @@ func find(method, path []byte) (to *route, clientID string, err error) {
 		}
 	}
 	if known {
-		return nil, "", &apiError{status: http.StatusMethodNotAllowed, code: authapi.CodeMethodNotAllowed, detail: "not with this method"}
+		return nil, "", errMethod
 	}
 	return nil, "", &apiError{status: http.StatusNotFound, code: authapi.CodeNotFound, detail: "no such path"}
 }

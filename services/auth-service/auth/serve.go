@@ -14,9 +14,16 @@ import (
 	"github.com/goshield/goshield/sdk/wire"
 )
 
-// maxRead is the longest body, in bytes, that is read at all: who sends a little more than authapi.MaxBody learns so in
-// an answer, after his secret was looked at.
-const maxRead = 8 * authapi.MaxBody
+const (
+	// maxRead is the longest body, in bytes, that is read at all: who sends a little more than authapi.MaxBody learns so in
+	// an answer, after his secret was looked at.
+	maxRead = 2 * authapi.MaxBody
+	// maxConns is how many connections there may be: those of a hundred gateways. With what is read of each before its secret
+	// is looked at, strangers can make the process keep 400 MB, and no more.
+	maxConns = 16 << 10
+	// writeTimeout is how long one write to a caller may take.
+	writeTimeout = 30 * time.Second
+)
 
 // newHTTPServer has the timeouts and bounds of admin.NewHTTPServer. It is fasthttp's (docs/adr/0019): of what an
 // operation on a token takes, package net/http's serving was half.
@@ -25,14 +32,16 @@ func (s *Server) newHTTPServer() *fasthttp.Server {
 		Handler:               s.handle,
 		ErrorHandler:          unreadable,
 		ReadTimeout:           10 * time.Second,
-		WriteTimeout:          30 * time.Second,
 		IdleTimeout:           2 * time.Minute,
 		MaxRequestBodySize:    maxRead,
 		ReadBufferSize:        8 << 10, // and so much for a request's head
 		NoDefaultServerHeader: true,
 		NoDefaultContentType:  true,
 		CloseOnShutdown:       true,
-		Logger:                formats{s.log},
+		Concurrency:           maxConns,
+		// It would be parsed before the secret is looked at.
+		DisablePreParseMultipartForm: true,
+		Logger:                       formats{s.log},
 	}
 }
 
@@ -51,7 +60,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 			writeProblem(ctx, newProblem(http.StatusInternalServerError, wire.CodeInternal, ""))
 		}
 	}()
-	if string(ctx.Path()) == pathOpenAPI && ctx.IsGet() {
+	if string(ctx.Path()) == pathOpenAPI {
 		serveOpenAPI(ctx)
 		return
 	}
@@ -137,6 +146,15 @@ func (l *listener) cutAll() {
 type conn struct {
 	net.Conn
 	listener *listener
+}
+
+// Write implements net.Conn. fasthttp has a deadline for answers only, and leaves it behind: whatever else it writes later
+// would fail.
+func (c *conn) Write(b []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(b)
 }
 
 // Close implements net.Conn.
