@@ -52,10 +52,11 @@ func backendFaults() []board.Panel {
 			Description: "backend_unavailable: no endpoint, or its link broke; backend_timeout: no answer in time; backend_error: an error or an answer that cannot be passed on.",
 			Queries:     []board.Query{{Expr: `sum by (service, code) (rate(goshield_gateway_requests_total{instance=~"$instance", service=~"$service", service!="unknown", code=~"backend_.*"}[$__rate_interval]))`, Legend: "{{service}}: {{code}}"}},
 		}, {
-			Title: "Ejections and failed look-ups", Unit: board.PerSecond, Thresholds: board.Below(0.01, 0.1),
-			Description: "Endpoints taken out after failures in a row, and look-ups of a service's name that failed (the last answer stays in use).",
+			Title: "Ejections, refusals and failed look-ups", Unit: board.PerSecond, Thresholds: board.Below(0.01, 0.1),
+			Description: "Endpoints taken out after failures in a row; requests that an endpoint had no room for (in_flight: as many unanswered as it takes; queue: as many bytes waiting for it); look-ups of a service's name that failed (the last answer stays in use).",
 			Queries: []board.Query{
 				{Expr: `sum(rate(goshield_backend_ejections_total{instance=~"$instance", service=~"$service"}[$__rate_interval]))`, Legend: "ejections"},
+				{Expr: `sum by (service, endpoint, reason) (rate(goshield_backend_refusals_total{instance=~"$instance", service=~"$service"}[$__rate_interval]))`, Legend: "{{service}} {{endpoint}}: refused, {{reason}}"},
 				{Expr: `sum(rate(goshield_backend_resolve_failures_total{instance=~"$instance", service=~"$service"}[$__rate_interval]))`, Legend: "failed look-ups"},
 			},
 		}, {

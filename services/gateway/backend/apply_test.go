@@ -282,7 +282,7 @@ func TestTLS(t *testing.T) {
 	dns := &names{}
 	dns.set(nil, "127.0.0.5")
 	r := newTestRouter(t, func(cfg *Config, _ *timing) {
-		cfg.TLS, cfg.Lookup = &tls.Config{RootCAs: roots}, dns.lookup
+		cfg.TLS, cfg.Lookup = func() *tls.Config { return &tls.Config{RootCAs: roots} }, dns.lookup
 	})
 	byName := serviceAt()
 	byName.DNS = "echo-backend:" + port

@@ -34,12 +34,15 @@ import (
 
 // Config is what a Router needs. Node, Secret, Log and Metrics are required.
 type Config struct {
-	Node    string         // this gateway's name, told to backends
-	Secret  *secret.Secret // shown to backends; its first value
-	TLS     *tls.Config    // nil: plain TCP. ServerName is filled in from the endpoint where it is empty
-	Log     *zap.Logger
-	Metrics prometheus.Registerer
-	OnPush  PushFunc // nil: every push is answered "not connected"
+	Node   string         // this gateway's name, told to backends
+	Secret *secret.Secret // shown to backends; its first value
+	// TLS is called for each connection that is opened, from many goroutines, and returns a configuration that is the
+	// caller's; it must not block for long. nil: plain TCP.
+	TLS        func() *tls.Config
+	ServerName string // what backends' certificates must name; "": the host of each endpoint, or of the service's DNS name
+	Log        *zap.Logger
+	Metrics    prometheus.Registerer
+	OnPush     PushFunc // nil: every push is answered "not connected"
 	// Lookup resolves the host names of services found by DNS; nil: the
 	// system's resolver.
 	Lookup func(ctx context.Context, host string) ([]string, error)

@@ -24,7 +24,7 @@ import (
 type destination struct {
 	address    string
 	kind       kind
-	serverName string // what the certificate must name; "" without TLS, or if Config.TLS says it
+	serverName string // what the certificate must name; "" without TLS
 }
 
 // kind is what an endpoint speaks. One that is to speak something else is another
@@ -301,7 +301,7 @@ func (p *pool) connect(ctx context.Context) (nc net.Conn, wait func(), err error
 		HealthPath: p.to.kind.healthPath,
 	}
 	if r.cfg.TLS != nil {
-		cfg.TLS = p.tlsConfig()
+		cfg.TLS = p.tlsConfig
 	}
 	b, err := bridge.Dial(ctx, cfg)
 	if err != nil {
@@ -310,11 +310,10 @@ func (p *pool) connect(ctx context.Context) (nc net.Conn, wait func(), err error
 	return b, b.Wait, nil
 }
 
+// tlsConfig is the TLS of one connection; Config.TLS is set.
 func (p *pool) tlsConfig() *tls.Config {
-	cfg := p.router.cfg.TLS.Clone()
-	if cfg.ServerName == "" {
-		cfg.ServerName = p.to.serverName
-	}
+	cfg := p.router.cfg.TLS()
+	cfg.ServerName = p.to.serverName
 	return cfg
 }
 

@@ -349,11 +349,14 @@ func (s *service) leave() {
 // that the address was found by. mu is held.
 func (s *service) destination(address string) destination {
 	to := destination{address: address, kind: kindOf(&s.rules.Service)}
-	if tls := s.router.cfg.TLS; tls != nil && tls.ServerName == "" {
+	switch cfg := &s.router.cfg; {
+	case cfg.TLS == nil:
+	case cfg.ServerName != "":
+		to.serverName = cfg.ServerName
+	case s.rules.DNS != "":
+		to.serverName = hostOf(s.rules.DNS)
+	default:
 		to.serverName = hostOf(address)
-		if s.rules.DNS != "" {
-			to.serverName = hostOf(s.rules.DNS)
-		}
 	}
 	return to
 }

@@ -391,7 +391,7 @@ func TestLinksOfAnotherNameAreNotShared(t *testing.T) {
 	dns := &names{}
 	dns.set(nil, "127.0.0.1")
 	r := newTestRouter(t, func(cfg *Config, _ *timing) {
-		cfg.TLS, cfg.Lookup = &tls.Config{RootCAs: roots}, dns.lookup
+		cfg.TLS, cfg.Lookup = func() *tls.Config { return &tls.Config{RootCAs: roots} }, dns.lookup
 	})
 	byName := serviceAt()
 	byName.DNS = "echo-backend:" + port

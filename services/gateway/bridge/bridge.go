@@ -56,11 +56,11 @@ func tooLong() error {
 // HealthPath are required.
 type Config struct {
 	Protocol Protocol
-	Address  string        // host:port
-	Node     string        // this gateway's name; begins each call's request id
-	Secret   func() string // shown as "Authorization: Bearer …"
-	TLS      *tls.Config   // nil: clear text
-	Log      *zap.Logger   // with the endpoint's name
+	Address  string             // host:port
+	Node     string             // this gateway's name; begins each call's request id
+	Secret   func() string      // shown as "Authorization: Bearer …"
+	TLS      func() *tls.Config // called for each connection, its answer is the bridge's; ServerName is the same each time. nil: clear text
+	Log      *zap.Logger        // with the endpoint's name
 
 	HTTP2      bool   // HTTP only: version 2, in clear text as well, instead of 1.1
 	HealthPath string // HTTP only: GET it, 200 to 399 is well; "": connecting is enough

@@ -2,7 +2,9 @@ package bridge
 
 import (
 	"context"
+	"crypto/tls"
 	"math/rand/v2"
+	"net"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -40,7 +42,7 @@ type grpcCaller struct {
 func newGRPCCaller(cfg Config) (*grpcCaller, error) {
 	creds := insecure.NewCredentials()
 	if cfg.TLS != nil {
-		creds = credentials.NewTLS(cfg.TLS)
+		creds = renewed{credentials.NewTLS(cfg.TLS()), cfg.TLS}
 	}
 	conn, err := grpc.NewClient("passthrough:///"+cfg.Address,
 		grpc.WithTransportCredentials(creds),
@@ -57,6 +59,22 @@ func newGRPCCaller(cfg Config) (*grpcCaller, error) {
 		client: backendpb.NewBackendClient(conn),
 		health: healthpb.NewHealthClient(conn),
 	}, nil
+}
+
+// renewed are credentials whose configuration is asked for anew with each connection.
+type renewed struct {
+	credentials.TransportCredentials // who is called, which does not change
+	config                           func() *tls.Config
+}
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (r renewed) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return credentials.NewTLS(r.config()).ClientHandshake(ctx, authority, conn)
+}
+
+// Clone implements credentials.TransportCredentials.
+func (r renewed) Clone() credentials.TransportCredentials {
+	return renewed{r.TransportCredentials.Clone(), r.config}
 }
 
 func (c *grpcCaller) close() { _ = c.conn.Close() }

@@ -3,6 +3,7 @@ package bridge
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -49,8 +50,6 @@ func newHTTPCaller(cfg Config) *httpCaller {
 	}
 	t := &http.Transport{
 		DialContext:            dialer.DialContext,
-		TLSClientConfig:        cfg.TLS,
-		TLSHandshakeTimeout:    dialTimeout,
 		MaxConnsPerHost:        MaxCalls + 1, // and the probe: a service that is busy is not unwell
 		MaxIdleConnsPerHost:    keptIdle,
 		IdleConnTimeout:        idleTimeout,
@@ -58,6 +57,17 @@ func newHTTPCaller(cfg Config) *httpCaller {
 		DisableCompression:     true,
 		Protocols:              protocols,
 		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
+	}
+	if cfg.TLS != nil {
+		version := "http/1.1"
+		if cfg.HTTP2 {
+			version = "h2"
+		}
+		t.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c := cfg.TLS()
+			c.NextProtos = []string{version}
+			return (&tls.Dialer{NetDialer: dialer, Config: c}).DialContext(ctx, network, addr) // the dialer's timeout is for both
+		}
 	}
 	return &httpCaller{
 		cfg:       cfg,

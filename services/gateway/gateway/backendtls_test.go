@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -13,25 +15,67 @@ import (
 	sdkbackend "github.com/goshield/goshield/sdk/backend"
 )
 
+// secured is a backend that asks gateways for a certificate.
+type secured struct {
+	net.Listener
+	w    *world
+	cert atomic.Pointer[tls.Certificate]
+
+	mu    sync.Mutex
+	links []net.Conn
+}
+
+// Accept implements net.Listener.
+func (b *secured) Accept() (net.Conn, error) {
+	conn, err := b.Listener.Accept()
+	if err == nil {
+		b.mu.Lock()
+		b.links = append(b.links, conn)
+		b.mu.Unlock()
+	}
+	return conn, err
+}
+
+// breakLinks ends all that are open.
+func (b *secured) breakLinks() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, conn := range b.links {
+		_ = conn.Close()
+	}
+	b.links = nil
+}
+
+// certify gives it a certificate of that CA, from the next link on.
+func (b *secured) certify(ca *certs.CA) {
+	b.w.t.Helper()
+	certPEM, key, err := ca.Issue(certs.Leaf{CommonName: "backend", IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, ValidFor: 30 * time.Minute})
+	if err != nil {
+		b.w.t.Fatal(err)
+	}
+	cert, err := tls.X509KeyPair(certPEM, key)
+	if err != nil {
+		b.w.t.Fatal(err)
+	}
+	b.cert.Store(&cert)
+}
+
 // secureBackend makes the world's backend one that asks gateways for a certificate.
-func (w *world) secureBackend() {
+func (w *world) secureBackend() *secured {
 	w.t.Helper()
-	cert, err := tls.LoadX509KeyPair(w.path("cert.pem"), w.path("key.pem"))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	b := &secured{Listener: listenAt(w.t, "127.0.0.1:0"), w: w}
+	b.certify(w.ca)
 	srv := &sdkbackend.Server{
 		Secrets: []string{testSecret}, Handler: w.handle, Log: slog.New(slog.DiscardHandler),
-		TLS: &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: w.ca.Pool()},
+		TLS: &tls.Config{
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return b.cert.Load(), nil },
+			ClientAuth:     tls.RequireAndVerifyClientCert, ClientCAs: w.ca.Pool(),
+		},
 	}
 	served := make(chan struct{})
-	go func() { defer close(served); _ = srv.Serve(ln) }()
+	go func() { defer close(served); _ = srv.Serve(b) }()
 	w.t.Cleanup(func() { srv.Close(); <-served })
-	w.doc.Services = map[string]dynamic.Service{"echo": {Endpoints: []string{ln.Addr().String()}}}
+	w.doc.Services = map[string]dynamic.Service{"echo": {Endpoints: []string{b.Addr().String()}}}
 	w.write("ca.pem", w.ca.PEM())
 	shown, key, err := w.ca.Issue(certs.Leaf{CommonName: "gw-1", Client: true, ValidFor: 30 * time.Minute})
 	if err != nil {
@@ -39,6 +83,7 @@ func (w *world) secureBackend() {
 	}
 	w.write("client.pem", shown)
 	w.write("client-key.pem", key)
+	return b
 }
 
 // Links over mutual TLS, as the configuration says.

@@ -50,7 +50,7 @@ type TLS struct {
 	Cert string `yaml:"cert"` // PEM: the certificate and its chain
 	Key  string `yaml:"key"`
 	// ClientCA, PEM, signs the certificates that devices enrol with in mode mtls. Set: a device may show
-	// one. It is read at the start.
+	// one.
 	ClientCA string `yaml:"client_ca"`
 	// TicketKeysFile holds the keys of session tickets, the same for all gateways: one a line, 64 hex digits, the first in
 	// use, all accepted. "": a device resumes its TLS session at the same gateway only.
@@ -76,7 +76,7 @@ type Backend struct {
 // BackendTLS is for links over TLS, of all services. The files are PEM.
 type BackendTLS struct {
 	Enabled    bool   `yaml:"enabled"`
-	CA         string `yaml:"ca"`          // who signs backends' certificates; "": the system's. Read at the start
+	CA         string `yaml:"ca"`          // who signs backends' certificates; "": the system's. Read again when it changes
 	Cert       string `yaml:"cert"`        // shown to backends; "": none. Read for each link
 	Key        string `yaml:"key"`         // of Cert
 	ServerName string `yaml:"server_name"` // in backends' certificates; "": the host of each endpoint, or of the service's DNS name

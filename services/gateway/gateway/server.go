@@ -37,6 +37,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
@@ -59,6 +60,9 @@ import (
 const (
 	dependencyAuth  = "auth"
 	dependencyRedis = "redis"
+	// With tls.client_ca and backend.tls.ca: their files.
+	dependencyClientCA  = "client_ca"
+	dependencyBackendCA = "backend_ca"
 )
 
 // routes is the router as the server needs it; see package backend.
@@ -154,12 +158,12 @@ func New(cfg Config, deps service.Deps) (*Server, error) {
 	if err != nil {
 		return nil, &config.Error{Key: "auth.url", Err: err}
 	}
-	backendTLS, err := cfg.Backend.TLS.open()
+	backendTLS, err := s.openBackendTLS()
 	if err != nil {
 		return nil, err
 	}
 	s.use(s.authHTTP, backend.NewRouter(backend.Config{
-		Node: cfg.Node, Secret: backendSecret, TLS: backendTLS, Log: s.log.Named("backend"), Metrics: deps.Metrics, OnPush: s.pushFromBackend,
+		Node: cfg.Node, Secret: backendSecret, TLS: backendTLS, ServerName: cfg.Backend.TLS.ServerName, Log: s.log.Named("backend"), Metrics: deps.Metrics, OnPush: s.pushFromBackend,
 	}))
 	return s, nil
 }
@@ -181,16 +185,8 @@ func newServer(cfg Config, deps service.Deps, t timings) (*Server, error) {
 		return nil, err
 	}
 	if cfg.TLS.Mode == tlsOn {
-		cert, err := openCertificate(cfg.TLS, s.log)
-		if err != nil {
+		if err := s.openTLS(deps.Metrics); err != nil {
 			return nil, err
-		}
-		cert.register(deps.Metrics)
-		s.tls, s.webTLS = cert.serverConfig(nil), cert.serverConfig([]string{"http/1.1"})
-		if cfg.TLS.TicketKeysFile != "" {
-			if err := openTickets(cfg.TLS.TicketKeysFile, s.log, s.tls, s.webTLS); err != nil {
-				return nil, err
-			}
 		}
 	}
 	if cfg.AdminSecretFile != "" {
@@ -207,6 +203,27 @@ func newServer(cfg Config, deps service.Deps, t timings) (*Server, error) {
 	s.settings.Store(newSettings(cfg.Defaults, 0, s.metrics, nil))
 	s.handshakes.setLimit(cfg.Defaults.GatewayLimit.MaxHandshakes)
 	return s, nil
+}
+
+// openTLS reads what devices are served with.
+func (s *Server) openTLS(reg prometheus.Registerer) error {
+	cfg := s.cfg.TLS
+	cert, err := openCertificate(cfg, s.log)
+	if err != nil {
+		return err
+	}
+	cert.register(reg)
+	var clientCA *authorities
+	if cfg.ClientCA != "" {
+		if clientCA, err = openAuthorities("tls.client_ca", cfg.ClientCA, s.authoritiesRead(dependencyClientCA)); err != nil {
+			return err
+		}
+	}
+	s.tls, s.webTLS = cert.serverConfig(clientCA, nil), cert.serverConfig(clientCA, []string{"http/1.1"})
+	if cfg.TicketKeysFile == "" {
+		return nil
+	}
+	return openTickets(cfg.TicketKeysFile, s.log, s.tls, s.webTLS)
 }
 
 func openSecret(key, path string) (*secret.Secret, error) {

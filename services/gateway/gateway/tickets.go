@@ -41,23 +41,29 @@ func openTickets(path string, log *zap.Logger, configs ...*tls.Config) error {
 		return &config.Error{Key: "tls.ticket_keys_file", Err: err}
 	}
 	for _, c := range configs {
-		c.GetConfigForClient = t.refresh
+		choose := c.GetConfigForClient
+		if choose == nil {
+			choose = func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, nil } // go on with this one
+		}
+		// Called with each ClientHello, before its ticket is looked at. The keys are those of c, whatever is chosen: see trusting.
+		c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			t.refresh()
+			return choose(hello)
+		}
 	}
 	return nil
 }
 
-// refresh is called with each ClientHello, before its ticket is looked at (tls.Config.GetConfigForClient). It keeps the
-// configuration: nil, nil tells crypto/tls to go on.
-func (t *tickets) refresh(*tls.ClientHelloInfo) (*tls.Config, error) {
+// refresh looks for new keys.
+func (t *tickets) refresh() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if time.Since(t.checked) < certificateCheck {
-		return nil, nil
+		return
 	}
 	if err := t.load(); err != nil {
 		t.log.Warn("the new TLS ticket keys cannot be used; the old ones stay", zap.Error(err))
 	}
-	return nil, nil
 }
 
 // load reads the file if it has changed. mu is held.

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"os"
 	"sync"
 	"time"
@@ -20,7 +19,6 @@ const certificateCheck = time.Second
 // together, as while they are being replaced, leave the old one in force.
 type certificate struct {
 	certFile, keyFile string
-	clientCA          *x509.CertPool // nil: devices are asked for no certificate
 	log               *zap.Logger
 
 	mu       sync.Mutex
@@ -40,16 +38,6 @@ func openCertificate(cfg TLS, log *zap.Logger) (*certificate, error) {
 		return nil, &config.Error{Key: "tls.cert", Err: err}
 	}
 	c.current, c.modified, c.checked = &pair, modified, time.Now()
-	if cfg.ClientCA != "" {
-		pem, err := os.ReadFile(cfg.ClientCA)
-		if err != nil {
-			return nil, &config.Error{Key: "tls.client_ca", Err: err}
-		}
-		c.clientCA = x509.NewCertPool()
-		if !c.clientCA.AppendCertsFromPEM(pem) {
-			return nil, config.Errorf("tls.client_ca", "%s holds no certificate", cfg.ClientCA)
-		}
-	}
 	return c, nil
 }
 
@@ -95,19 +83,42 @@ func (c *certificate) register(reg prometheus.Registerer) {
 	}, func() float64 { return time.Until(c.get().Leaf.NotAfter).Seconds() }))
 }
 
-// serverConfig is the TLS of devices. protocols are for ALPN; nil: none.
-func (c *certificate) serverConfig(protocols []string) *tls.Config {
-	ask := tls.NoClientCert
-	if c.clientCA != nil {
-		ask = tls.VerifyClientCertIfGiven // whoever resumes needs none
-	}
-	return &tls.Config{
+// serverConfig is the TLS of devices. clientCA checks their certificates; nil: they are asked for none. protocols are for ALPN; nil:
+// none.
+func (c *certificate) serverConfig(clientCA *authorities, protocols []string) *tls.Config {
+	cfg := &tls.Config{
 		MinVersion:     tls.VersionTLS12,
-		ClientAuth:     ask,
-		ClientCAs:      c.clientCA,
 		NextProtos:     protocols,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.get(), nil },
 		// Frames are small and leave in one batch: records that grow step by step would only cut it.
 		DynamicRecordSizingDisabled: true,
 	}
+	if clientCA != nil {
+		cfg.ClientAuth = tls.VerifyClientCertIfGiven // whoever resumes needs none
+		t := &trusting{clientCA: clientCA, base: cfg.Clone()}
+		cfg.GetConfigForClient = t.config
+	}
+	return cfg
+}
+
+// trusting makes a listener's configuration anew when the file of clientCA changes. crypto/tls holds what a ticket says of a
+// device's certificate against ClientCAs, too: nobody resumes with one of an authority that is gone. The keys of tickets are
+// the listener's own all the while: crypto/tls takes them from there because base, and so what is made of it, has none.
+type trusting struct {
+	clientCA *authorities
+	base     *tls.Config // never changes; without ClientCAs
+
+	mu      sync.Mutex
+	current *tls.Config // nil: none was needed yet
+}
+
+// config is what handshakes go by from now on (tls.Config.GetConfigForClient).
+func (t *trusting) config(*tls.ClientHelloInfo) (*tls.Config, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if pool := t.clientCA.get(); t.current == nil || t.current.ClientCAs != pool {
+		t.current = t.base.Clone()
+		t.current.ClientCAs = pool
+	}
+	return t.current, nil
 }

@@ -348,28 +348,10 @@ func TestEnrolmentByCertificate(t *testing.T) {
 	doc.Enrolment = dynamic.EnrolMTLS
 	w := newWorld(t, doc)
 	w.auth.needCertificate = true
-	devices, err := certs.NewCA("devices", time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
+	devices := newCA(t, "devices")
 	w.write("devices.pem", devices.PEM())
 	s := w.gateway("gw-1", func(c *Config, _ *timings) { c.TLS.ClientCA = w.path("devices.pem") })
 	id := clientID(1)
-	show := func(ca *certs.CA, leaf certs.Leaf) *tls.Config {
-		leaf.Client, leaf.ValidFor = true, 30*time.Minute
-		cert, key, err := ca.Issue(leaf)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pair, err := tls.X509KeyPair(cert, key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg := w.clientTLS()
-		// Whatever the gateway says it trusts.
-		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
-		return cfg
-	}
 	dial := func(cfg *tls.Config) *device {
 		conn, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", s.Addr(), cfg)
 		if err != nil {
@@ -382,7 +364,7 @@ func TestEnrolmentByCertificate(t *testing.T) {
 		"common name": {CommonName: id.String()},
 		"URI":         {CommonName: "a meter", URIs: []*url.URL{{Path: id.String()}}},
 	} {
-		d := dial(show(devices, leaf))
+		d := dial(w.showing(devices, leaf))
 		d.hello(id, wire.Token{})
 		token = d.welcome.Token
 		if token.IsZero() {
@@ -394,8 +376,8 @@ func TestEnrolmentByCertificate(t *testing.T) {
 
 	for name, cfg := range map[string]*tls.Config{
 		"none":           w.clientTLS(),
-		"another's":      show(devices, certs.Leaf{CommonName: clientID(2).String()}),
-		"without a name": show(devices, certs.Leaf{CommonName: "a meter"}),
+		"another's":      w.showing(devices, certs.Leaf{CommonName: clientID(2).String()}),
+		"without a name": w.showing(devices, certs.Leaf{CommonName: "a meter"}),
 	} {
 		d := dial(cfg)
 		d.send(&wire.Hello{ClientID: id})
@@ -404,7 +386,7 @@ func TestEnrolmentByCertificate(t *testing.T) {
 		}
 	}
 	// One of another authority does not get through TLS.
-	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", s.Addr(), show(w.ca, certs.Leaf{CommonName: id.String()}))
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", s.Addr(), w.showing(w.ca, certs.Leaf{CommonName: id.String()}))
 	if err == nil { // TLS 1.3 tells the client with the first read
 		_ = conn.SetDeadline(time.Now().Add(patience))
 		_, err = conn.Read(make([]byte, 1))
