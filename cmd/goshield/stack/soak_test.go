@@ -243,9 +243,12 @@ type stock struct {
 func (s stock) mebibytes() float64 { return float64(s.bytes) / (1 << 20) }
 
 // takeStock waits until everything has come to rest. Connections that gateways keep to auth-service for 90 s, as
-// many as calls were ever under way at once, end with a restart of it.
+// many as calls were ever under way at once, end with a restart of it; those to each other are waited for in a long run.
 func (s *soak) takeStock(t *testing.T) stock {
 	t.Helper()
+	if long {
+		<-time.After(100 * time.Second)
+	}
 	atRest(t)
 	s.KillAuth()
 	if err := s.StartAuth(); err != nil {
