@@ -334,7 +334,9 @@ func (p *pool) enter(ctx context.Context, l *liveLink) bool {
 func (p *pool) withdraw(l *liveLink) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.gone.add(l)
+	if slices.Contains(p.all, l) { // else it has broken meanwhile and ended
+		p.gone.add(l)
+	}
 	live := without(*p.live.Load(), l)
 	p.live.Store(&live)
 }

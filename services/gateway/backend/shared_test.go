@@ -408,3 +408,29 @@ func TestLinksOfAnotherNameAreNotShared(t *testing.T) {
 	r.eventually("it is up", func() bool { return len(r.Unavailable()) == 0 })
 	wantBody(t, "it", r.ask("name", "1"), "1")
 }
+
+// TestEndedLinkDoesNotDepart: a link that has ended before it is withdrawn is kept nowhere.
+func TestEndedLinkDoesNotDepart(t *testing.T) {
+	p := &pool{gone: &departing{}}
+	p.gone.links.Store(new([]*liveLink))
+	p.live.Store(new([]*liveLink))
+	for _, endsFirst := range []bool{false, true} {
+		l := &liveLink{}
+		if !p.enter(t.Context(), l) {
+			t.Fatal("no room for a link")
+		}
+		if endsFirst {
+			p.forget(l)
+			p.withdraw(l)
+		} else {
+			p.withdraw(l)
+			if len(*p.gone.links.Load()) != 1 {
+				t.Error("a link that leaves is not counted")
+			}
+			p.forget(l)
+		}
+		if n := len(*p.gone.links.Load()) + len(*p.live.Load()) + len(p.all); n != 0 {
+			t.Errorf("ended first %v: %d links are kept, want none", endsFirst, n)
+		}
+	}
+}
