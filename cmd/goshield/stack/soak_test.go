@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"runtime/pprof"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -255,8 +257,33 @@ func (s *soak) takeStock(t *testing.T) stock {
 		t.Fatal(err)
 	}
 	now := atRest(t)
+	now.goroutines -= keptWorkers(t)
 	now.bytes = liveBytes()
 	return now
+}
+
+// keptWorkers is how many goroutines the backends keep for their next requests: as many as ever worked at once, 128 each at
+// most. A busy moment of the machine decides how many that is.
+func keptWorkers(t *testing.T) (n int) {
+	t.Helper()
+	var text strings.Builder
+	if err := pprof.Lookup("goroutine").WriteTo(&text, 1); err != nil { // "2 @ addresses", and the calls, of each kind
+		t.Fatal(err)
+	}
+	_, kinds, _ := strings.Cut(text.String(), "\n") // the total
+	for kind := range strings.SplitSeq(kinds, "\n\n") {
+		var count int
+		if strings.Contains(kind, "sdk/backend.(*workers).run") {
+			if _, err := fmt.Sscanf(kind, "%d @", &count); err != nil {
+				t.Fatalf("%v in %q", err, kind)
+			}
+			n += count
+		}
+	}
+	if n == 0 {
+		t.Error("no worker of a backend is known by its name any more")
+	}
+	return n
 }
 
 // liveBytes is what is alive after a collection, and once more after what was in pools has gone: the least of some
