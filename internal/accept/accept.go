@@ -19,21 +19,26 @@ const (
 // goroutine: handle must not block for long, and owns the connection. It returns
 // when ln is closed. onError (may be nil) hears of each failure that is waited out.
 func Loop(ln net.Listener, handle func(net.Conn), onError func(err error, pause time.Duration)) {
-	pause := minPause
 	for {
-		conn, err := ln.Accept()
-		if err == nil {
-			pause = minPause
-			handle(conn)
-			continue
-		}
-		if errors.Is(err, net.ErrClosed) {
+		conn, err := Next(ln, onError)
+		if err != nil {
 			return
+		}
+		handle(conn)
+	}
+}
+
+// Next accepts one connection, which is the caller's. The error is that ln is closed; other failures are waited out, and
+// onError (may be nil) hears of each.
+func Next(ln net.Listener, onError func(err error, pause time.Duration)) (net.Conn, error) {
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		conn, err := ln.Accept()
+		if err == nil || errors.Is(err, net.ErrClosed) {
+			return conn, err
 		}
 		if onError != nil {
 			onError(err, pause)
 		}
 		time.Sleep(pause)
-		pause = min(2*pause, maxPause)
 	}
 }

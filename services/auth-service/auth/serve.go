@@ -10,6 +10,7 @@ import (
 	"github.com/valyala/fasthttp"
 	"go.uber.org/zap"
 
+	"github.com/goshield/goshield/internal/accept"
 	"github.com/goshield/goshield/internal/authapi"
 	"github.com/goshield/goshield/sdk/wire"
 )
@@ -104,18 +105,13 @@ func newListener(ln net.Listener, log *zap.Logger) *listener {
 
 // Accept implements net.Listener. The error is that the listener is closed.
 func (l *listener) Accept() (net.Conn, error) {
-	const longest = time.Second
-	for pause := 5 * time.Millisecond; ; pause = min(2*pause, longest) {
-		c, err := l.Listener.Accept()
-		switch {
-		case err == nil:
-			return l.track(c), nil
-		case errors.Is(err, net.ErrClosed):
-			return nil, err
-		}
+	c, err := accept.Next(l.Listener, func(err error, pause time.Duration) {
 		l.log.Warn("no connection can be accepted", zap.Error(err), zap.Duration("pause", pause))
-		time.Sleep(pause)
+	})
+	if err != nil {
+		return nil, err
 	}
+	return l.track(c), nil
 }
 
 func (l *listener) track(nc net.Conn) net.Conn {

@@ -387,36 +387,6 @@ func (s *Server) watchAuth() {
 	}
 }
 
-// Addr is where devices connect, after Start.
-func (s *Server) Addr() string { return s.listeners[0].Addr().String() }
-
-// WebSocketAddr is where devices connect by WebSocket, after Start; "" if
-// they cannot.
-func (s *Server) WebSocketAddr() string {
-	if s.web == nil {
-		return ""
-	}
-	return s.web.addr.String()
-}
-
-// MQTTAddr is where devices connect that speak MQTT, after Start; "" if they cannot.
-func (s *Server) MQTTAddr() string {
-	for _, ln := range s.listeners {
-		if ln.kind == mqttKind {
-			return ln.Addr().String()
-		}
-	}
-	return ""
-}
-
-// PushAddr is where the push API listens, after Start; "" if there is none.
-func (s *Server) PushAddr() string {
-	if s.pushLn == nil {
-		return ""
-	}
-	return s.pushLn.Addr().String()
-}
-
 // Shutdown implements service.Server: it sends the devices away and waits for them, at most for the
 // configured drain.timeout.
 func (s *Server) Shutdown(ctx context.Context) error {
