@@ -142,25 +142,35 @@ func (s *Server) lookup(ctx context.Context, name string) (registry.Node, error)
 const evictTries = 3
 
 // evictElsewhere ends the session that a new one has replaced, if it is
-// on another gateway, in the background.
+// on another gateway, in the background. If it is one of this gateway's whose claim got no answer, those before it are looked for.
 func (s *Server) evictElsewhere(previousOwner string, id wire.ClientID, epoch int64) {
+	lost := s.unsure.take(id, s.now())
 	owner, ok := registry.ParseOwner(previousOwner)
-	if !ok || owner.Node == s.cfg.Node || s.peers == nil {
-		return
+	switch {
+	case !ok || s.peers == nil:
+	case owner.Node != s.cfg.Node:
+		s.startEvict(owner.Node, id, epoch)
+	case lost:
+		s.evictEverywhere(id, epoch)
 	}
-	if !s.begin() {
-		return
-	}
-	go s.evict(owner.Node, id, epoch)
 }
 
+func (s *Server) startEvict(name string, id wire.ClientID, epoch int64) {
+	if s.begin() {
+		go s.evict(name, id, epoch)
+	}
+}
+
+// evictPause is how long to wait before another try.
+func evictPause(try int) time.Duration { return jitter(100 * time.Millisecond << try) }
+
 // evict ends after some tries. An old session that cannot be ended this way ends when its gateway
-// compares its sessions with Redis, or with its heartbeat.
+// compares its sessions with Redis, or it asks for a rotation.
 func (s *Server) evict(name string, id wire.ClientID, epoch int64) {
 	defer s.work.Done()
 	var err error
 	for try := range evictTries {
-		if try > 0 && !s.sleep(jitter(100*time.Millisecond<<try)) {
+		if try > 0 && !s.sleep(evictPause(try)) {
 			return
 		}
 		if err = s.evictOnce(name, id, epoch); err == nil {
