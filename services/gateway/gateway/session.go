@@ -59,8 +59,9 @@ type session struct {
 	// Written by reader or flusher, looked at by the timer wheel. Times are the wheel's; 0: none.
 	lastFrame  atomic.Int64 // last complete frame
 	lastBeat   atomic.Int64 // last HEARTBEAT
-	frameStart atomic.Int64 // first byte of a frame that is not complete
+	frameStart atomic.Int64 // first byte of a frame, or of a TLS record, that is not complete
 	writeStart atomic.Int64 // begin of a write that goes on
+	within     atomic.Bool  // what is read next is the rest of a frame, or of the message or packet that makes one
 
 	timer wheel.Timer // guarded by the wheel
 
@@ -128,6 +129,7 @@ func (s *Server) startSession(sock *socket, conn transport) {
 	ses.changed.L = &ses.mu
 	ses.in = wire.NewReader((*inbound)(ses), s.settings.Load().doc.Frame.MaxBytes)
 	ses.lastFrame.Store(now)
+	sock.ses = ses
 	if a, ok := conn.(attended); ok {
 		a.attend(ses)
 	}
@@ -315,15 +317,13 @@ func (s *session) readerLeaves() {
 	}
 }
 
-// inbound is the session as the wire.Reader's source: it notices frames that do not come whole.
+// inbound is the session as the wire.Reader's source: it says which frames do not come whole.
 type inbound session
 
 // Read implements io.Reader.
 func (in *inbound) Read(p []byte) (int, error) {
 	s := (*session)(in)
-	if s.in.Buffered() > 0 {
-		s.frameBegan()
-	}
+	s.within.Store(s.in.Buffered() > 0)
 	return s.conn.Read(p)
 }
 
@@ -392,6 +392,8 @@ func (s *session) leaveState(to state) ended {
 		s.unpark() // what the device still sends has to be thrown away
 	case s.parked:
 		s.leaveLot()
+	case s.interrupted && to == stateClosing:
+		s.stay() // for the same
 	}
 	s.state = to
 	s.inflight, s.pushes = nil, nil
