@@ -29,14 +29,14 @@ func (s *Server) startParking() {
 	go lot.Run() // until endWork
 }
 
-// spotFor is conn as something to park; nil: it cannot be, and only gives up what its handshake needed. Nobody reads from it yet.
+// spotFor is conn as something to park; nil: it cannot be. Either way it gives up what its handshake needed: nobody reads from it yet.
 func (s *Server) spotFor(conn transport) parkable {
 	p, ok := conn.(parkable)
-	switch {
-	case !ok:
+	if !ok {
 		return nil
-	case s.lot == nil || p.space() == nil:
-		p.shrink()
+	}
+	p.shrink()
+	if s.lot == nil || p.space() == nil {
 		return nil
 	}
 	return p

@@ -160,22 +160,29 @@ func (s *session) log() *zap.Logger {
 }
 
 // read is the reader: it takes frames until the session closes, and then throws away what still comes.
-// It ends when the session is parked, or the connection is closed, at the latest.
+// It ends when the session is welcomed or parked, and another one comes, or when the connection is closed, at the latest.
 func (s *session) read() {
 	defer s.srv.work.Done()
-	parked := false
+	followed := false
 	defer func() {
-		if !parked {
+		if !followed {
 			s.readerLeaves()
 		}
 	}()
 	defer s.recoverFault()
 	for {
+		opening := s.stage != stageOpen
 		switch s.step() {
 		case turnNext:
+			if opening && s.stage == stageOpen {
+				followed = true
+				s.srv.work.Add(1)
+				go s.read() // on a stack that has not grown with the opening
+				return
+			}
 			continue
 		case turnParked:
-			parked = true
+			followed = true
 			return
 		case turnOver:
 		}
