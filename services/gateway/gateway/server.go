@@ -224,7 +224,8 @@ func (s *Server) openTLS(reg prometheus.Registerer) error {
 	if cfg.TicketKeysFile == "" {
 		return nil
 	}
-	return openTickets(cfg.TicketKeysFile, s.log, s.tls, s.webTLS)
+	_, err = openTickets(cfg.TicketKeysFile, s.log, s.tls, s.webTLS)
+	return err
 }
 
 func openSecret(key, path string) (*secret.Secret, error) {

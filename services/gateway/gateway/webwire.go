@@ -127,12 +127,8 @@ func (c *webWire) nextFrame() error {
 // fill reads what comes next, at least a byte.
 func (c *webWire) fill() error {
 	between := c.r == c.w && c.left == 0 && !c.within
-	switch {
-	case c.ses == nil:
-	case between:
-		c.ses.frameStart.Store(0) // what began was a ping
-	default:
-		c.ses.frameBegan()
+	if c.ses != nil {
+		c.ses.within.Store(!between)
 	}
 	if between && c.putOff && !c.closing.Load() {
 		c.putOff = false
