@@ -216,6 +216,7 @@ type tenantElsewhere struct {
 	Devices int
 	Rate    float64
 	Service string
+	Gateway string // its address: the devices go past the load balancer
 	Target  target // filled in by tenant
 }
 
@@ -260,6 +261,7 @@ func runAsTenant(text []byte) {
 		}
 		d, err := client.Dial(ctx, client.Config{
 			Addr: spec.Target.Addr, TLS: spec.Target.tls(), ClientID: id, KeepDialing: true,
+			DialContext: pastBalancer(spec.Gateway),
 			Hooks: client.Hooks{OnDisconnect: func(err error) {
 				if ctx.Err() == nil {
 					counts.lost.Add(1)
