@@ -26,7 +26,7 @@ import (
 var long = os.Getenv("GOSHIELD_TEST_LONG") != ""
 
 func TestMain(m *testing.M) {
-	if runAsFleet() {
+	if runElsewhere() {
 		return
 	}
 	redistest.VerifyTestMain(m)

@@ -3,6 +3,7 @@ package stack
 import (
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -125,20 +126,22 @@ func redisSlow(t *testing.T, redis []string, delay *atomic.Int64) {
 	t.Logf("a new device was refused after %v", time.Since(began).Round(time.Millisecond))
 	delay.Store(0)
 	until(t, time.Minute, "Redis is back", func() bool { return degraded() == "0" })
-	l := begin(t, f.bench(40, 400, 10*time.Minute))
+	asked := f.bench(40, 400, 10*time.Minute)
+	asked.DialContext = pastBalancer(f.gateways[0].addr)
+	l := begin(t, asked)
 	probes := f.connect(t, 10)
 	o := unnoticed.Hold(t, func() time.Duration {
 		delay.Store(0)
 		until(t, time.Minute, "Redis is back", func() bool { return degraded() == "0" })
-		return percentile(t, probes, 99)
+		return p99(t, probes)
 	}, func() time.Duration {
 		delay.Store(int64(slow))
 		until(t, time.Minute, "auth-service says that it is degraded", func() bool { return degraded() == "1" })
-		p99 := percentile(t, probes, 99)
+		took := p99(t, probes)
 		if got := degraded(); got != "1" {
 			t.Errorf("goshield_degraded = %s: the requests were answered while Redis was fast", got)
 		}
-		return p99
+		return took
 	})
 	t.Attr("request_p99_beside_a_slow_redis", o.String())
 	if o.Beside > slow/2 {
@@ -153,39 +156,57 @@ func redisSlow(t *testing.T, redis []string, delay *atomic.Int64) {
 // moments that the machine itself loses. With the race detector, beside other tests, those are longer.
 var unnoticed = func() beside.Promise {
 	if long {
-		return beside.Promise{Ratio: 1.2, Floor: 2 * time.Millisecond, Least: 25}
+		return beside.Promise{Ratio: 1.2, Floor: 200 * time.Microsecond, Least: 15, Most: 45}
 	}
 	return beside.Promise{Ratio: 1.2, Floor: 20 * time.Millisecond}
 }()
 
-// connect connects devices until the test ends.
+// connect connects devices to the first gateway until the test ends. They go past the load balancer: with its loops in the process
+// of gateways and devices, on two cores, p99 was 7 ms instead of 1.5 while the cores were mostly idle, and what a tenant
+// added to it went away with a higher GOMAXPROCS. In production each is a process of its own.
 func (f *fleet) connect(t *testing.T, n int) []*client.Client {
 	t.Helper()
 	var devices []*client.Client
 	for range n {
-		c := dial(t, f.device(t, client.MemoryStore()))
+		cfg := f.device(t, client.MemoryStore())
+		cfg.DialContext = pastBalancer(f.gateways[0].addr)
+		c := dial(t, cfg)
 		t.Cleanup(func() { _ = c.Close() })
 		devices = append(devices, c)
 	}
 	return devices
 }
 
-// percentile is what so many of 100 requests take no longer than, of a hundred or more that devices make in turn.
-func percentile(t *testing.T, devices []*client.Client, percent int) time.Duration {
+// askEvery is the pause of each probe between two requests.
+const askEvery = 10 * time.Millisecond
+
+// p99 is that of what devices ask in a span of time, all at once and each with pauses.
+func p99(t *testing.T, devices []*client.Client) time.Duration {
 	t.Helper()
-	rounds := 15
+	span := 300 * time.Millisecond
 	if long {
-		rounds = 40
+		span = 2 * time.Second
 	}
-	var took []time.Duration
-	for range rounds {
-		for _, d := range devices {
-			began := time.Now()
-			if _, err := d.Request(t.Context(), "echo", []byte(`1`)); err != nil {
-				t.Fatal(err)
+	took := make([][]time.Duration, len(devices))
+	var asking sync.WaitGroup
+	for i, d := range devices {
+		asking.Go(func() {
+			tick := time.NewTicker(askEvery)
+			defer tick.Stop()
+			for begun := time.Now(); time.Since(begun) < span; <-tick.C {
+				began := time.Now()
+				if _, err := d.Request(t.Context(), "echo", []byte(`1`)); err != nil {
+					t.Error(err)
+					return
+				}
+				took[i] = append(took[i], time.Since(began))
 			}
-			took = append(took, time.Since(began))
-		}
+		})
 	}
-	return beside.Percentile(took, percent)
+	asking.Wait()
+	all := slices.Concat(took...)
+	if len(all) == 0 {
+		t.FailNow() // they have said why
+	}
+	return beside.Percentile(all, 99)
 }

@@ -134,31 +134,40 @@ type flooder struct {
 // costs is what TLS and the system take.
 func (w *world) flooder(addr string, frame func(d *device, i uint32) wire.Message) *flooder {
 	w.t.Helper()
-	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", addr, w.clientTLS())
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	d := &device{t: w.t, conn: conn, version: wire.Version1}
-	d.send(&wire.Hello{ClientID: clientID(1)})
-	in := wire.NewReader(conn, wire.MaxPayload)
-	f, err := in.Next()
-	if err != nil || f.Type != wire.TypeWelcome || wire.Unmarshal(f.Version, f.Payload, &d.welcome) != nil {
-		w.t.Fatalf("HELLO of the flooding device: %v, %v, want WELCOME", f, err)
-	}
-	d.token = d.welcome.Token
+	d, _ := w.introduced(addr, clientID(1))
 	const each = int(floodRate * sendEvery / time.Second)
 	turns := make([][]byte, 50) // ids come again when those before have long been answered
 	for i := range turns {
 		for j := range each {
+			var err error
 			if turns[i], err = wire.Append(turns[i], wire.Version1, frame(d, uint32(i*each+j))); err != nil {
 				w.t.Fatal(err)
 			}
 		}
 	}
-	fl := &flooder{conn: conn, end: make(chan struct{})}
+	fl := &flooder{conn: d.conn.(*tls.Conn), end: make(chan struct{})}
 	fl.work.Go(func() { fl.send(turns, int64(each)) })
-	fl.work.Go(func() { _, _ = io.Copy(io.Discard, conn) }) // what it is told, until the connection ends
+	fl.work.Go(func() { _, _ = io.Copy(io.Discard, d.conn) }) // what it is told, until the connection ends
 	return fl
+}
+
+// introduced is a device that has been welcomed at addr, a gateway's or a sink's. Whoever asks for it reads what comes, which
+// is in, and closes the connection.
+func (w *world) introduced(addr string, id wire.ClientID) (d *device, in *wire.Reader) {
+	w.t.Helper()
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", addr, w.clientTLS())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	d = &device{t: w.t, conn: conn, client: id, version: wire.Version1}
+	d.send(&wire.Hello{ClientID: id})
+	in = wire.NewReader(conn, wire.MaxPayload)
+	f, err := in.Next()
+	if err != nil || f.Type != wire.TypeWelcome || wire.Unmarshal(f.Version, f.Payload, &d.welcome) != nil {
+		w.t.Fatalf("HELLO: %v, %v, want WELCOME", f, err)
+	}
+	d.token = d.welcome.Token
+	return d, in
 }
 
 // send ends when stop is called, or the connection ends.
