@@ -190,7 +190,7 @@ func playBound(t *testing.T, seed uint64, outages bool) {
 	limits, end := fleetOf(m, rule, gateways)
 	defer end()
 	r, more := &record{}, 0.0
-	time.Sleep(time.Second) // every node is counted
+	time.Sleep(2 * presence) // every node knows of the others: until then shares are too large
 	for range 20 {          // phases
 		away := outages && rng.IntN(5) == 0
 		if away {
@@ -322,6 +322,37 @@ func TestLocalShare(t *testing.T) {
 			})
 		})
 	}
+}
+
+// After an outage the shared bucket begins empty, less what was used since Redis is back: whoever is far below the limit is refused for a
+// moment at most.
+func TestFarBelowTheLimitAfterAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, rule := newModel(), Rule{Rate: 1000, Burst: 1000}
+		limits, end := fleetOf(m, rule, 2)
+		defer end()
+		time.Sleep(2 * presence)
+		refused := 0
+		ask := func(d time.Duration) { // a tenth of the limit
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+				for _, l := range limits {
+					if l.Take() > 0 {
+						refused++
+					}
+				}
+			}
+		}
+		m.set(true, 0)
+		ask(10 * time.Second)
+		if refused != 0 {
+			t.Errorf("%d requests were refused while Redis was away, want none", refused)
+		}
+		m.set(false, 0)
+		ask(10 * time.Second)
+		if refused > 10 {
+			t.Errorf("%d of 1000 requests were refused when Redis was back, want ten at most", refused)
+		}
+	})
 }
 
 // Redis is asked ahead of requests, in batches, and not at all for nothing but to be counted.
