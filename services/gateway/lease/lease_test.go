@@ -191,7 +191,7 @@ func playBound(t *testing.T, seed uint64, outages bool) {
 	defer end()
 	r, more := &record{}, 0.0
 	time.Sleep(2 * presence) // every node knows of the others: until then shares are too large
-	for range 20 {          // phases
+	for range 20 {           // phases
 		away := outages && rng.IntN(5) == 0
 		if away {
 			more = rule.Rate * (askTimeout + retryEvery).Seconds() // until each has noticed that Redis is back
