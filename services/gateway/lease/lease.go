@@ -15,7 +15,7 @@
 //
 // While Redis does not answer, a gateway goes by its share: the rate divided by the gateways that leased before, and a batch
 // at once. It begins with nothing saved up; what it used is charged when Redis answers again, and after more than a second
-// the shared bucket begins empty instead. So an outage for all adds to the bound only what passes until each has noticed its
+// the shared bucket begins empty instead, less what was used since Redis was last asked in vain. So an outage for all adds to the bound only what passes until each has noticed its
 // end, a third of a second's rate; a gateway that is cut off alone adds its share.
 package lease
 
