@@ -7,13 +7,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/goshield/goshield/cmd/goshield/bench"
 	"github.com/goshield/goshield/internal/authapi"
+	"github.com/goshield/goshield/internal/dynamic"
 	"github.com/goshield/goshield/internal/redistest"
 	"github.com/goshield/goshield/sdk/client"
 	"github.com/goshield/goshield/sdk/wire"
@@ -100,15 +105,21 @@ func TestPrimaryKilled(t *testing.T) {
 }
 
 // Row 36: all of Redis says nothing for a while. Who is connected is served, new devices are told when
-// to come back, everybody sees what is wrong, and it recovers alone.
+// to come back, everybody sees what is wrong, a gateway lets through its share of a limit, and it recovers alone.
 func TestRedisFrozen(t *testing.T) {
 	outage := 5 * time.Second
 	if long {
 		outage = 50 * time.Second
 	}
+	const gateways, rate, burst = 2, 60.0, 30.0
+	const batch = 3 // a twentieth of the rate
 	c := redistest.StartOwn(t)
-	f := startAsInProduction(t, quickDocument(), c.Addrs())
+	doc := quickDocument()
+	doc.Services = map[string]dynamic.Service{"echo-http": {Limit: dynamic.Bucket{Rate: rate, Burst: burst}}}
+	f := startAsInProduction(t, doc, c.Addrs())
 	l := begin(t, f.bench(40, 200, 10*time.Minute))
+	limited := ask(t, "echo-http", f.connectBy(t, 10, pastBalancer(f.gateways[0].addr)), 4*rate)
+	limited.awaitRate(t, rate, "one gateway lets through all of the limit, of which the other has no need")
 	for _, n := range c.Nodes() {
 		n.Freeze()
 	}
@@ -133,9 +144,19 @@ func TestRedisFrozen(t *testing.T) {
 	if left := outage - time.Since(frozen); left > 0 {
 		<-time.After(left) // it is about the length of the outage
 	}
+	from, thawed := frozen.Add(time.Second), time.Now()
+	share := rate / gateways * thawed.Sub(from).Seconds()
+	if n := float64(limited.between(from, thawed)); n < share/2 || n > share+2*batch {
+		t.Errorf("without Redis one of %d gateways let %.0f through in %v, want its share of %.0f", gateways, n, thawed.Sub(from), share)
+	}
 	for _, n := range c.Nodes() {
 		n.Thaw()
 	}
+	limited.awaitRate(t, rate, "one gateway lets through all of the limit again")
+	t.Attr("limit_whole_again", time.Since(thawed).Round(100*time.Millisecond).String())
+	limited.stop(t)
+	most := burst + gateways*batch + 0.35*rate // until a gateway has noticed that Redis is back
+	limited.wantWithin(t, rate, most)
 	until(t, 2*time.Minute, "a new device enrols", func() bool {
 		d, err := client.Dial(t.Context(), f.device(t, client.MemoryStore()))
 		if err != nil {
@@ -148,10 +169,12 @@ func TestRedisFrozen(t *testing.T) {
 	l.quiet(t)
 }
 
-// Row 38: slots move under load, with the records in them. No client sees an error.
+// Row 38: slots move under load, with the records in them, and with a limit that nobody is over. No client sees an error.
 func TestSlotsMoveUnderLoad(t *testing.T) {
 	c := redistest.StartOwn(t)
-	f := start(t, quickDocument(), c.Addrs())
+	doc := quickDocument()
+	doc.Services = map[string]dynamic.Service{"echo": {Limit: dynamic.Bucket{Rate: 1000, Burst: 2000}}}
+	f := start(t, doc, c.Addrs())
 	l := begin(t, f.bench(60, 300, 10*time.Minute))
 	var primaries []*redistest.Node
 	for _, n := range c.Nodes() {
@@ -184,5 +207,77 @@ func TestSlotsMoveUnderLoad(t *testing.T) {
 		}
 	}
 	l.goesOn(t, 600)
+	moveLimit(t, c)
+	l.goesOn(t, 600)
 	l.quiet(t)
+}
+
+// moveLimit moves the slot of the echo service's limit to another node, one step after the other, as redis-cli does. Tokens are leased
+// at every step.
+func moveLimit(t *testing.T, c *redistest.Own) {
+	t.Helper()
+	const bucket = "goshield:limit:{echo}"
+	var from, to *redis.Client
+	redistest.Until(t, "all nodes agree on who is a primary, and since when", func() bool {
+		from, to = nil, nil
+		views := map[string]bool{}
+		for _, n := range c.Nodes() {
+			text, err := n.Client().ClusterNodes(t.Context()).Result()
+			if err != nil {
+				return false
+			}
+			var epochs []string
+			for line := range strings.Lines(text) {
+				if fields := strings.Fields(line); strings.Contains(fields[2], "master") { // id, address, flags, primary, ping, pong, epoch
+					epochs = append(epochs, fields[0]+" "+fields[6])
+				}
+			}
+			slices.Sort(epochs)
+			views[strings.Join(epochs, ", ")] = true
+			switch {
+			case !n.IsPrimary():
+			case n.Client().Exists(t.Context(), bucket).Err() == nil: // others say MOVED
+				from = n.Client()
+			default:
+				to = n.Client()
+			}
+		}
+		return len(views) == 1 && from != nil && to != nil
+	})
+	do := func(c *redis.Client, args ...any) any {
+		t.Helper()
+		v, err := c.Do(t.Context(), args...).Result()
+		if err != nil {
+			t.Fatalf("%v: %v", args, err)
+		}
+		return v
+	}
+	// leases waits until some were leased at a node, to which the slot may be on its way.
+	leases := func(what string, at *redis.Client) {
+		t.Helper()
+		last, changes := "", 0
+		until(t, time.Minute, "tokens are leased "+what, func() bool {
+			p := at.Pipeline()
+			p.Do(t.Context(), "asking")
+			now := p.HGet(t.Context(), bucket, "at")
+			if _, err := p.Exec(t.Context()); err == nil && now.Val() != last {
+				last = now.Val()
+				changes++
+			}
+			return changes > 3
+		})
+	}
+	slot, fromID, toID := do(from, "cluster", "keyslot", bucket), do(from, "cluster", "myid"), do(to, "cluster", "myid")
+	host, port, err := net.SplitHostPort(to.Options().Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	do(to, "cluster", "setslot", slot, "importing", fromID)
+	do(from, "cluster", "setslot", slot, "migrating", toID)
+	leases("before the keys move", from)
+	do(from, "migrate", host, port, "", 0, 10_000, "keys", bucket, bucket+":nodes")
+	leases("where the keys are, before the slot is", to)
+	do(to, "cluster", "setslot", slot, "node", toID)
+	do(from, "cluster", "setslot", slot, "node", toID)
+	leases("where the slot is", to)
 }

@@ -15,7 +15,7 @@
 //
 // While Redis does not answer, a gateway goes by its share: the rate divided by the gateways that leased before, and a batch
 // at once. It begins with nothing saved up; what it used is charged when Redis answers again, and after more than a second
-// the shared bucket begins empty instead. So an outage for all adds to the bound only what passes until each has noticed its
+// the shared bucket begins empty instead, less what was used since Redis was last asked in vain. So an outage for all adds to the bound only what passes until each has noticed its
 // end, a third of a second's rate; a gateway that is cut off alone adds its share.
 package lease
 
@@ -216,13 +216,13 @@ func (l *Limit) takeShare() (retry time.Duration) {
 func (l *Limit) refill(ctx context.Context) {
 	nodes := 1
 	var outage time.Time // since when Redis does not answer; zero: it does
+	var away int64       // what was owed when Redis was last asked in vain: used while it was away
 	for ctx.Err() == nil {
 		rule, asked := *l.rule.Load(), time.Now()
 		owed := l.owed()
 		ask := Ask{Name: l.name, Node: l.cfg.Node, Rule: rule, Wanted: max(rule.batch()-l.held.Load(), 0), Owed: owed}
 		if !outage.IsZero() && asked.Sub(outage) > settleAfter {
-			unseen := rule.Rate / float64(nodes) * (retryEvery + askTimeout).Seconds() // used since Redis is back
-			ask.Drain, ask.Owed = true, min(owed, int64(math.Ceil(unseen)))
+			ask.Drain, ask.Owed = true, owed-away
 		}
 		leased, n, err := l.ask(ctx, ask)
 		switch {
@@ -230,6 +230,7 @@ func (l *Limit) refill(ctx context.Context) {
 			if outage.IsZero() {
 				outage = asked
 			}
+			away = owed
 			l.goLocal(rule, nodes)
 			l.rest(ctx, retryEvery)
 		case leased < ask.Wanted:

@@ -18,10 +18,11 @@ tokens = tokens - tonumber(ARGV[4])
 local leased = math.max(0, math.min(wanted, math.floor(tokens)))
 tokens = tokens - leased
 redis.call('HSET', KEYS[1], 'tokens', string.format('%.17g', tokens), 'at', string.format('%.0f', now))
--- Full again by then, it would be made anew as it was.
-redis.call('PEXPIRE', KEYS[1], math.min(math.ceil((burst - tokens) / rate * 1000) + 1000, 1000000000000))
-
 local ms, lapse = math.floor(now / 1000), tonumber(ARGV[7])
+-- Full again by then, it would be made anew as it was. Not before the other key: while their slot moves, Redis has no answer
+-- (TRYAGAIN) for whoever asks for two keys of which one is not there.
+local full = math.ceil((burst - tokens) / rate * 1000) + 1000
+redis.call('PEXPIRE', KEYS[1], math.min(math.max(full, lapse), 1000000000000))
 redis.call('ZADD', KEYS[2], ms, ARGV[6])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ms - lapse)
 redis.call('PEXPIRE', KEYS[2], lapse)
