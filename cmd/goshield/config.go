@@ -7,12 +7,16 @@ import (
 	"io"
 	"os"
 	"os/user"
+	"strings"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 
+	"github.com/goshield/goshield/internal/config"
 	"github.com/goshield/goshield/internal/configdb"
 	"github.com/goshield/goshield/internal/dynamic"
+	"github.com/goshield/goshield/services/gateway/registry"
 )
 
 // configLimit is how long one config command may take.
@@ -23,6 +27,8 @@ type configCommand struct {
 	redis redisFlags
 	json  bool
 	by    string
+
+	rdb redis.UniversalClient // while a command runs
 }
 
 func newConfigCommand(getenv func(string) string) *cobra.Command {
@@ -195,6 +201,7 @@ func (c *configCommand) withStore(do func(ctx context.Context, store *configdb.S
 			return err
 		}
 		defer func() { err = errors.Join(err, rdb.Close()) }()
+		c.rdb = rdb
 		return do(ctx, configdb.New(rdb), args, cmd.OutOrStdout())
 	}
 }
@@ -262,6 +269,9 @@ func (c *configCommand) change(ctx context.Context, store *configdb.Store, out, 
 		if len(changes) == 0 && before.source == fromRedis && before.broken == nil {
 			return c.printChanged(out, before.Version, changes)
 		}
+		if err := c.servable(ctx, before.doc, doc); err != nil {
+			return err
+		}
 		entry, err := store.Put(ctx, doc, before.Version, c.author())
 		if errors.Is(err, configdb.ErrConflict) {
 			continue
@@ -275,6 +285,28 @@ func (c *configCommand) change(ctx context.Context, store *configdb.Store, out, 
 		return c.printChanged(out, entry.Version, changes)
 	}
 	return fmt.Errorf("%w, %d times in a row: try again", configdb.ErrConflict, attempts)
+}
+
+// servable refuses a change that gateways would refuse for want of something, while auth-service, which needs nothing
+// for it, goes by it: no device could enrol.
+func (c *configCommand) servable(ctx context.Context, before, after dynamic.Document) error {
+	if after.Enrolment != dynamic.EnrolMTLS || before.Enrolment == dynamic.EnrolMTLS {
+		return nil
+	}
+	nodes, err := registry.Nodes(ctx, c.rdb)
+	if err != nil {
+		return fmt.Errorf("see whether the gateways can check certificates: %w", err)
+	}
+	var lacking []string
+	for _, n := range nodes {
+		if n.NoClientCA {
+			lacking = append(lacking, n.Name)
+		}
+	}
+	if len(lacking) == 0 {
+		return nil
+	}
+	return config.Errorf("enrolment", "mtls needs tls.client_ca at every gateway, to check certificates with; there is none at %s", strings.Join(lacking, ", "))
 }
 
 // author is who the history names.

@@ -103,6 +103,8 @@ func TestConfigRefuses(t *testing.T) {
 		{[]string{"set", "idle_timeout", "1ms"}, 2, "goshield: idle_timeout: must be from 10ms to 720h"},
 		{[]string{"set", "idle", "1s"}, 2, "goshield: idle: there is no such key"},
 		{[]string{"set", "services.echo.endpoints", ""}, 2, "goshield: services.echo.endpoints: name endpoints"},
+		{[]string{"set", "services.echo.endpoints", "localhost"}, 2, `goshield: services.echo.endpoints: "localhost" is not an address of the form host:port`},
+		{[]string{"set", "services.pay", `{"dns": "pay"}`}, 2, `goshield: services.pay.dns: "pay" is not an address of the form host:port`},
 		{[]string{"set", "idle_timeout"}, 2, "goshield: VALUE is missing\nTry \"goshield config set --help\"."},
 		{[]string{"set", "a", "b", "c"}, 2, `goshield: unexpected argument "c"`},
 		{[]string{"get", "services.none"}, 2, "goshield: services.none: there is no such service"},
@@ -119,6 +121,37 @@ func TestConfigRefuses(t *testing.T) {
 	if e, err := configdb.New(rdb).Current(t.Context()); err != nil || e.Version != 1 {
 		t.Errorf("in Redis: version %d, %v, want 1 still", e.Version, err)
 	}
+}
+
+// What a gateway that lives would refuse is refused by its key, and the gateway is named: auth-service would go by it alone.
+func TestConfigRefusesWhatAGatewayLacks(t *testing.T) {
+	env, rdb := withRedisEnv(t)
+	node := func(name, value string) {
+		t.Helper()
+		if err := rdb.ZAdd(t.Context(), "goshield:nodes", redis.Z{Score: 1, Member: name}).Err(); err != nil {
+			t.Fatal(err)
+		}
+		if err := rdb.Set(t.Context(), "goshield:node:"+name, value, 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mtls := filepath.Join(t.TempDir(), "mtls.yaml")
+	writeFile(t, mtls, "enrolment: mtls\nservices: {echo: {endpoints: [\"a:1\"]}}\n")
+	const says = "goshield: enrolment: mtls needs tls.client_ca at every gateway, to check certificates with; there is none at gw-1, gw-3\n"
+	node("gw-1", `{"no_client_ca": true}`)
+	node("gw-2", `{"push": "10.0.0.7:9400"}`)
+	node("gw-3", `{"no_client_ca": true}`)
+	invoke(env, "", "config", "set", "enrolment", "mtls").expect(t, "set", 1, "", says)
+	invoke(env, "", "config", "apply", mtls).expect(t, "apply", 1, "", says)
+	invoke(env, "", "config", "set", "enrolment", "key").expect(t, "set to another mode", 0, "  enrolment: open -> key\nversion 2: in force within 2 s\n", "")
+	if err := rdb.Del(t.Context(), "goshield:node:gw-1", "goshield:node:gw-3").Err(); err != nil { // they have died
+		t.Fatal(err)
+	}
+	invoke(env, "", "config", "set", "enrolment", "mtls").expect(t, "set", 0, "  enrolment: key -> mtls\nversion 3: in force within 2 s\n", "")
+	invoke(env, "", "config", "rollback", "2").expect(t, "rollback", 0, "  enrolment: mtls -> key\nversion 4: in force within 2 s\n", "")
+	node("gw-1", `{"no_client_ca": true}`)
+	node("gw-3", `{"no_client_ca": true}`)
+	invoke(env, "", "config", "rollback", "3").expect(t, "rollback to what they lack", 1, "", says)
 }
 
 // What get prints, apply reads.

@@ -81,7 +81,7 @@ func auth(ctx context.Context, r *rig, opt options) (*report, error) {
 	}
 	rep := &report{Versions: firstLine("redis-server", "--version"), Settings: settings}
 	rep.say("Operations on one device after the other (redis-benchmark: at random), as many at once as there are connections; medians of %d rounds (lowest–highest) of %s, "+
-		"ratios of each round. redis-benchmark sends the EVALSHA that auth-service itself sends; auth-service is asked over HTTP/1.1, and "+
+		"ratios of the rounds / of the medians. redis-benchmark sends the EVALSHA that auth-service itself sends; auth-service is asked over HTTP/1.1, and "+
 		"authenticates, audits (to a file) and counts each operation. This Redis is one server without replicas, so neither waits for one. Redis, what is measured and the clients share the cores. CPU is that of Redis and "+
 		"auth-service. A record has been rotated eight times. A rotation is of a device that has no next token, which takes many devices. %s.", opt.rounds, opt.window, rep.Versions)
 	for _, s := range settings {
@@ -132,7 +132,7 @@ func (r *rig) keepTokens(ctx context.Context, threads int, opt options) ([]*sett
 			s := &setting[keeping]{Threads: threads, Connections: connections, Devices: devices, Rounds: map[string][]keeping{}}
 			settings = append(settings, s)
 			for range opt.rounds {
-				if err := s.round(ctx, opt, func(ctx context.Context, c contestant, s *setting[keeping], _ *keeping) (keeping, error) {
+				if err := s.round(ctx, opt, func(ctx context.Context, c contestant, s *setting[keeping]) (keeping, error) {
 					found, err := k.once(ctx, c, s, opt)
 					if c.ours != "" {
 						found.Memory = memory

@@ -74,6 +74,9 @@ func TestRelay(t *testing.T) {
 			if m.Done <= 0 || m.Elapsed <= 0 || (m.CPU.total() <= 0 && m.Done > 5000) {
 				t.Errorf("%s: got %+v, want round trips that took time", name, m)
 			}
+			if m.Elapsed < 900*time.Millisecond {
+				t.Errorf("%s took %s, want the sum of all turns", name, m.Elapsed)
+			}
 			if m.P50 <= 0 || m.P99 < m.P50 || m.P999 < m.P99 {
 				t.Errorf("%s: quantiles %s, %s, %s do not rise", name, m.P50, m.P99, m.P999)
 			}
@@ -139,6 +142,8 @@ func TestArguments(t *testing.T) {
 		{"unknown contestant", []string{"relay", "-proxies", "squid"}, `-proxies: no "squid"`},
 		{"only an lb that is not there", []string{"relay", "-proxies", "lb"}, "-proxies: nobody takes part"},
 		{"no rounds", []string{"relay", "-rounds", "0"}, "-rounds: must be at least 1, got 0"},
+		{"no turn", []string{"relay", "-turns", "0"}, "-turns: must be at least 1, got 0"},
+		{"no sign of life", []string{"idle-tls", "-beats", "0"}, "must be positive, got 20s and 0"},
 		{"too small a payload", []string{"relay", "-payload", "3"}, "-payload: must be from 16 to 16384, got 3"},
 		{"no thread", []string{"idle", "-threads", "1,0"}, "-threads: each must be at least 1"},
 		{"no number", []string{"idle", "-connections", "many"}, `"many" is no number`},
@@ -197,6 +202,24 @@ func TestProcessFigures(t *testing.T) {
 	defer listener.Close()
 	if got, err := descriptors(self); err != nil || got <= open {
 		t.Errorf("got %d descriptors (%v), want more than %d", got, err, open)
+	}
+	none, err := establishedTo(listener.Addr().String())
+	if err != nil || none != 0 {
+		t.Errorf("got %d connections (%v) where nobody has connected", none, err)
+	}
+	for want := 1; want <= 2; want++ {
+		conn, err := net.Dial("tcp", listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		both := trial{backends: []string{listener.Addr().String(), "127.0.0.1:1"}}
+		if got, err := both.links(); err == nil {
+			t.Errorf("got %d connections to two backends, of which one has none", got)
+		}
+		if got, err := establishedTo(listener.Addr().String()); err != nil || got != want {
+			t.Errorf("got %d connections (%v), want %d", got, err, want)
+		}
 	}
 	parent, err := family(os.Getppid())
 	if err != nil {

@@ -31,7 +31,7 @@ var bulkMetrics = []metric[measurement]{
 
 // bulk measures streams from the server to the client.
 func bulk(ctx context.Context, r *rig, opt options) (*report, error) {
-	settings, err := interleave(ctx, opt, func(ctx context.Context, c contestant, s *setting[measurement], _ *measurement) (measurement, error) {
+	settings, err := interleave(ctx, opt, func(ctx context.Context, c contestant, s *setting[measurement]) (measurement, error) {
 		m, err := bulkOnce(ctx, r, c, s, opt)
 		if err == nil {
 			r.tell("%s: %-8s %6.0f MB/s, %5.0f ms CPU per GB", s, c.name, m.megabytes(), m.cpuPerGigabyte())
@@ -42,8 +42,8 @@ func bulk(ctx context.Context, r *rig, opt options) (*report, error) {
 		return nil, err
 	}
 	rep := &report{Versions: versions(opt), Settings: settings}
-	rep.say("Streams from the server to the client, as fast as they go; medians of %d rounds (lowest–highest) of %s, ratios of each "+
-		"round. HAProxy has `option splice-auto`, nginx buffers of 64 KiB. CPU is the proxy's own. %s.", opt.rounds, opt.window, rep.Versions)
+	rep.say("Streams from the server to the client, as fast as they go; medians of %d rounds (lowest–highest) of %s, ratios of the "+
+		"rounds / of the medians. HAProxy has `option splice-auto`, nginx buffers of 64 KiB. CPU is the proxy's own. %s.", opt.rounds, opt.window, rep.Versions)
 	for _, s := range settings {
 		compare(rep, s, opt, bulkMetrics)
 	}

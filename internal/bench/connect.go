@@ -33,7 +33,7 @@ var connectMetrics = []metric[measurement]{
 // connect measures connections that are opened, make one round trip and are
 // closed, by so many clients at the same time.
 func connect(ctx context.Context, r *rig, opt options) (*report, error) {
-	settings, err := interleave(ctx, opt, func(ctx context.Context, c contestant, s *setting[measurement], _ *measurement) (measurement, error) {
+	settings, err := interleave(ctx, opt, func(ctx context.Context, c contestant, s *setting[measurement]) (measurement, error) {
 		m, err := connectOnce(ctx, r, c, s, opt)
 		if err == nil {
 			r.tell("%s: %-8s %6.1f µs CPU, %6.0f connections/s, p99 %s", s, c.name, m.cpuEach(), m.rate(), m.P99.Round(time.Microsecond))
@@ -45,7 +45,7 @@ func connect(ctx context.Context, r *rig, opt options) (*report, error) {
 	}
 	rep := &report{Versions: versions(opt), Settings: settings}
 	rep.say("Connections opened, one round trip of %d bytes, closed in good order, so many at the same time; medians of %d rounds "+
-		"(lowest–highest) of %s, ratios of each round. CPU is the proxy's own. %s.", opt.payload, opt.rounds, opt.window, rep.Versions)
+		"(lowest–highest) of %s, ratios of the rounds / of the medians. CPU is the proxy's own. %s.", opt.payload, opt.rounds, opt.window, rep.Versions)
 	for _, s := range settings {
 		compare(rep, s, opt, connectMetrics)
 	}

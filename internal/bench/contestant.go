@@ -33,8 +33,9 @@ type placement struct {
 	listen   string // host:port, as the others
 	admin    string // of ours, where it is of interest
 	upstream string
-	protocol string // in which a gateway reaches it
-	version  byte   // of the device protocol, for the load; 0: none
+	backends []string // of a gateway, in place of one upstream
+	protocol string   // in which a gateway reaches them
+	version  byte     // of the device protocol, for the load; 0: none
 	auth     string
 	redis    string
 	binaries string // directory of GoShield's

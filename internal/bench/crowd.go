@@ -30,12 +30,18 @@ type crowdSpec struct {
 	Heartbeat   time.Duration // each gives a sign of life so often; 0: none does
 }
 
-// wakeSpec asks the first Members for two round trips each, after they have
-// been silent for Silence. The answer is a wakeAnswer.
-type wakeSpec struct {
-	Members int
-	Silence time.Duration
+// beatsSpec waits until each member has had so many of its signs of life answered. The answer is a loadAnswer.
+type beatsSpec struct {
+	Times  int
+	Within time.Duration
 }
+
+// hushSpec has all be silent from now on; the answer, a loadAnswer, comes after Silence.
+type hushSpec struct{ Silence time.Duration }
+
+// wakeSpec, after a hushSpec, asks the first Members for two round trips each, while the others give signs of life again. The
+// answer is a wakeAnswer.
+type wakeSpec struct{ Members int }
 
 // wakeAnswer has medians: of the first round trip after the silence, and of the
 // one right behind it.
@@ -48,6 +54,8 @@ type wakeAnswer struct {
 type crowdRequest struct {
 	Open    *crowdSpec
 	Measure *measureSpec
+	Beats   *beatsSpec
+	Hush    *hushSpec
 	Wake    *wakeSpec
 }
 
@@ -69,6 +77,10 @@ func crowdRole(_ []string, ask *json.Decoder, answer *json.Encoder) error {
 			m, err := c.measure(*request.Measure)
 			m.Fault = faultOf(err)
 			reply = m
+		case request.Beats != nil:
+			reply = loadAnswer{faultOf(c.awaitBeats(*request.Beats))}
+		case request.Hush != nil:
+			reply = loadAnswer{faultOf(c.hush(*request.Hush))}
 		case request.Wake != nil:
 			w, err := c.wake(*request.Wake)
 			w.Fault = faultOf(err)
@@ -89,6 +101,7 @@ type crowd struct {
 	failed  chan error   // the first fault of a member
 	waiting atomic.Int64 // answers that have not come
 	quiet   atomic.Int64 // so many members, the first ones, give no sign of life
+	earlier *window      // to be opened again; nil: a new one. Only measure knows it
 
 	mu       sync.Mutex // guards the rest
 	closed   bool       // each answer is followed by the next message
@@ -105,6 +118,9 @@ type member struct {
 	speech   speech
 	number   int
 	answered chan struct{} // for who waits for one round trip
+
+	signed atomic.Uint32 // the message that was the last sign of life; 0: devices' are none
+	beaten atomic.Int64  // signs of life that were answered
 
 	mu    sync.Mutex // held while sending
 	sent  uint32
@@ -172,7 +188,10 @@ func (m *member) live(spec crowdSpec, slots <-chan struct{}) {
 	<-slots
 	for {
 		number, err := m.speech.next()
-		if err == nil {
+		if err == nil && number == m.signed.Load() {
+			m.beaten.Add(1)
+		}
+		if err == nil && number != 0 {
 			err = m.crowd.answered(m, number)
 		}
 		if err != nil {
@@ -234,6 +253,7 @@ func (m *member) sign() error {
 	out, counts := m.speech.appendBeat(m.out[:0], m.sent+1)
 	if counts {
 		m.sent++
+		m.signed.Store(m.sent)
 		m.crowd.waiting.Add(1)
 	}
 	m.out = out
@@ -332,6 +352,10 @@ func (c *crowd) measure(spec measureSpec) (measurement, error) {
 func (c *crowd) set(spec measureSpec) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.earlier = nil
+	if spec.Again {
+		c.earlier = c.window
+	}
 	c.closed, c.window, c.interval = spec.Rate == 0, nil, 0
 	if spec.Rate > 0 {
 		c.interval = float64(time.Second) / spec.Rate
@@ -342,7 +366,7 @@ func (c *crowd) set(spec measureSpec) {
 }
 
 func (c *crowd) openWindow(spec measureSpec) error {
-	w, err := openWindow(spec.PIDs)
+	w, err := openOr(c.earlier, spec.PIDs)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.window = w
@@ -401,13 +425,31 @@ func (c *crowd) runOpen(spec measureSpec) error {
 	return c.closeWindow(time.Until(c.due(c.to)))
 }
 
+// awaitBeats waits for each member's signs of life.
+func (c *crowd) awaitBeats(spec beatsSpec) error {
+	deadline := time.Now().Add(spec.Within)
+	for _, m := range c.members {
+		for m.beaten.Load() < int64(spec.Times) {
+			if time.Now().After(deadline) {
+				return fmt.Errorf("client %d: %d of %d signs of life were answered within %s", m.number, m.beaten.Load(), spec.Times, spec.Within)
+			}
+			if err := pauseUnless(c.failed, 10*time.Millisecond); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *crowd) hush(spec hushSpec) error {
+	c.quiet.Store(int64(len(c.members)))
+	return pauseUnless(c.failed, spec.Silence)
+}
+
 func (c *crowd) wake(spec wakeSpec) (wakeAnswer, error) {
 	members := c.members[:min(spec.Members, len(c.members))]
 	c.quiet.Store(int64(len(members)))
 	defer c.quiet.Store(0)
-	if err := pauseUnless(c.failed, spec.Silence); err != nil {
-		return wakeAnswer{}, err
-	}
 	var first, second []time.Duration
 	for _, m := range members {
 		a, err := m.roundTrip()

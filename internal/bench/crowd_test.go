@@ -5,8 +5,11 @@ package main
 import (
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -122,13 +125,23 @@ func TestCrowd(t *testing.T) {
 			if m.Done == 0 || m.P50 <= 0 {
 				t.Errorf("got %+v, want round trips that took time", m)
 			}
+			again, err := c.measure(measureSpec{Window: 100 * time.Millisecond, Again: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again.Done <= m.Done || again.Elapsed < m.Elapsed+100*time.Millisecond || c.window.times.TotalCount() < again.Done {
+				t.Errorf("got %+v and then %+v, want the sum of both windows", m, again)
+			}
 			if _, err := c.measure(measureSpec{Warm: 100 * time.Millisecond, Window: 500 * time.Millisecond, Rate: 200}); err != nil {
 				t.Fatal(err)
 			}
 			if got := c.window.times.TotalCount(); got != 100 {
 				t.Errorf("%d times were recorded, want those of 100 messages", got)
 			}
-			w, err := c.wake(wakeSpec{Members: 5, Silence: time.Millisecond})
+			if err := c.hush(hushSpec{Silence: time.Millisecond}); err != nil {
+				t.Fatal(err)
+			}
+			w, err := c.wake(wakeSpec{Members: 5})
 			if err != nil || w.First <= 0 || w.Second <= 0 {
 				t.Errorf("got %+v, %v, want two times", w, err)
 			}
@@ -156,6 +169,94 @@ func TestCrowdTakesNewTokens(t *testing.T) {
 	if _, err := m.roundTrip(); err != nil {
 		t.Errorf("with the new token: %v", err)
 	}
+}
+
+// TestAwaitBeats: each member, also of those that joined last, has had its signs of life answered. The fake gateway counts them
+// in the token.
+func TestAwaitBeats(t *testing.T) {
+	const times = 3
+	c, address := newTestCrowd(t, fakeGateway(same))
+	spec := crowdSpec{Address: address, Connections: 5, Payload: 64, Version: wire.Version1, Heartbeat: 100 * time.Millisecond}
+	for range 2 {
+		if err := c.open(spec); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.awaitBeats(beatsSpec{Times: times, Within: 30 * time.Second}); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range c.members {
+			if got := m.speech.(*deviceSpeech).token.Load()[0] - 1; got < times {
+				t.Errorf("client %d has had %d signs of life answered, want %d", m.number, got, times)
+			}
+		}
+	}
+}
+
+// TestAwaitBeatsOfEchoes: a sign of life is a message, but not every message is one.
+func TestAwaitBeatsOfEchoes(t *testing.T) {
+	c, address := newTestCrowd(t, func(conn net.Conn) { _, _ = io.Copy(conn, conn) })
+	if err := c.open(crowdSpec{Address: address, Connections: 2, Payload: 64}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.members[0].roundTrip(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.awaitBeats(beatsSpec{Times: 1}); err == nil {
+		t.Error("a crowd without signs of life was said to give some")
+	}
+	for _, m := range c.members {
+		if err := m.sign(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.awaitBeats(beatsSpec{Times: 1, Within: 30 * time.Second}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAwaitBeatsWantsAnswers: what was sent only does not count.
+func TestAwaitBeatsWantsAnswers(t *testing.T) {
+	deaf := func(conn net.Conn) {
+		if _, err := io.CopyN(conn, conn, 64); err == nil {
+			_, _ = io.Copy(io.Discard, conn)
+		}
+	}
+	c, address := newTestCrowd(t, deaf)
+	if err := c.open(crowdSpec{Address: address, Connections: 1, Payload: 64}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.members[0].sign(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.awaitBeats(beatsSpec{Times: 1, Within: 50 * time.Millisecond}); err == nil {
+		t.Error("a sign of life counts that nobody answered")
+	}
+}
+
+// TestHushWantsAllParked: a device that is awake cannot be woken.
+func TestHushWantsAllParked(t *testing.T) {
+	const devices = 3
+	address := serveTLS(t, fakeGateway(same))
+	for parked, want := range map[int]bool{devices - 1: false, devices: true} {
+		page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprintf(w, "goshield_gateway_connections{state=\"active\"} 7\ngoshield_gateway_connections{state=\"parked\"} %d\n", parked)
+		}))
+		defer page.Close()
+		trial := &trial{address: address, admin: page.Listener.Addr().String(), version: wire.Version1}
+		crowd, err := trial.startCrowd(t.Context(), crowdSpec{Connections: devices, Payload: 64})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer crowd.stop()
+		err = trial.hush(t.Context(), contestant{ours: "gateway"}, crowd, devices, options{})
+		if (err == nil) != want {
+			t.Errorf("%d of %d parked: got %v, want success %t", parked, devices, err, want)
+		}
+		if err := trial.hush(t.Context(), contestant{}, crowd, devices, options{}); err != nil {
+			t.Errorf("another program parks nothing: %v", err)
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
 }
 
 // TestCrowdChecksTheAnswer: a gateway that mixes answers up must not be
@@ -199,9 +300,24 @@ func TestHandshakes(t *testing.T) {
 	}
 }
 
+// TestGatewayWithoutItsLimit: what is to be measured is a request that the service's limit takes part in.
+func TestGatewayWithoutItsLimit(t *testing.T) {
+	b := &bout{who: contestant{ours: "gateway"}}
+	for limited, want := range map[float64]bool{99: false, 100: true, 110: true} {
+		s := serving{relaying: relaying{Closed: measurement{Done: 100}}}
+		err := s.account(b, []float64{1000, 10, 5}, []float64{1220, 120, 5 + limited})
+		if (err == nil) != want {
+			t.Errorf("%v of 100 requests limited: got %v, want success %t", limited, err, want)
+		}
+		if want && s.Allocations != 2 {
+			t.Errorf("got %v allocations a request, want 2", s.Allocations)
+		}
+	}
+}
+
 func TestSumOf(t *testing.T) {
 	page := "# HELP a_total x\na_total{code=\"ok\"} 3\na_total{code=\"a b\"} 4\na_total_more 9\nb 1.5e+06\n"
-	for name, want := range map[string]float64{"a_total": 7, "b": 1.5e6, "c": 0} {
+	for name, want := range map[string]float64{"a_total": 7, `a_total{code="a b"}`: 4, "b": 1.5e6, "c": 0} {
 		if got := sumOf(page, name); got != want {
 			t.Errorf("%s: got %v, want %v", name, got, want)
 		}

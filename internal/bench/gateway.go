@@ -15,6 +15,7 @@ func gatewayDefaults(quick bool) options {
 		rounds:      5,
 		warm:        300 * time.Millisecond,
 		window:      1200 * time.Millisecond,
+		turns:       6,
 		threads:     []int{1},
 		connections: []int{64},
 		payload:     64,
@@ -62,24 +63,17 @@ func orNone(figure float64) float64 {
 // gateway measures requests through the gateway, with all that it does for them,
 // beside programs that merely end TLS in front of an echo server.
 func gateway(ctx context.Context, r *rig, opt options) (*report, error) {
-	settings, err := interleave(ctx, opt, func(ctx context.Context, c contestant, s *setting[serving], first *serving) (serving, error) {
-		found, err := gatewayOnce(ctx, r, c, s, first, opt)
-		if err == nil && !isVariant(c) {
-			r.tell("%s: %-8s %5.1f µs CPU, %6.0f requests/s; at %6.0f/s p99 %s", s, c.name,
-				found.Closed.cpuEach(), found.Closed.rate(), found.Rate, found.Open.P99.Round(time.Microsecond))
-		} else if err == nil {
-			r.tell("%s: %-12s %5.1f µs CPU, %6.0f requests/s", s, c.name, found.Closed.cpuEach(), found.Closed.rate())
-		}
-		return found, err
-	})
+	settings, err := allRounds(opt, func(s *setting[serving]) error { return gatewayRound(ctx, r, s, opt) })
 	if err != nil {
 		return nil, err
 	}
 	rep := &report{Versions: versions(opt), Settings: settings}
-	rep.say("Messages of %d bytes over TLS 1.3 (%s); medians of %d rounds (lowest–highest) of %s, ratios of each round. For haproxy and "+
+	rep.say("Messages of %d bytes over TLS 1.3 (%s); medians of %d rounds (lowest–highest) of %s, ratios of the rounds / of the medians. For haproxy and "+
 		"nginx they go to an echo server and back. For the gateway they are requests of enrolled devices, version 1: the token is checked, "+
-		"the device's rate limited, the request routed to echo-backend over one of %d links. At saturation, one is under way on each "+
-		"connection. CPU is the proxy's own. %s.", opt.payload, cipherSuite, opt.rounds, opt.window, gatewayLinks, rep.Versions)
+		"the device's rate limited, and that of the service over all gateways, by tokens leased from Redis; the request is routed to "+
+		"echo-backend over one of %d links. At saturation, in %d turns, one is under way on each "+
+		"connection. CPU is the proxy's own. %s.",
+		opt.payload, cipherSuite, opt.rounds, opt.window, gatewayLinks, opt.turns, rep.Versions)
 	besides, variants := opt, opt
 	besides.field = slices.DeleteFunc(slices.Clone(opt.field), isVariant)
 	variants.field = slices.DeleteFunc(slices.Clone(opt.field), func(c contestant) bool { return c.ours == "" })
@@ -98,47 +92,76 @@ func gateway(ctx context.Context, r *rig, opt options) (*report, error) {
 	return rep, nil
 }
 
-func gatewayOnce(ctx context.Context, r *rig, c contestant, s *setting[serving], first *serving, opt options) (serving, error) {
-	var found serving
-	t, err := r.start(ctx, c, s.Threads, opt)
+func gatewayRound(ctx context.Context, r *rig, s *setting[serving], opt options) error {
+	bouts, err := r.meet(ctx, s.Threads, opt, func(t *trial) (*peer, error) {
+		return t.startCrowd(ctx, crowdSpec{Connections: s.Connections, Payload: opt.payload})
+	})
+	defer stopAll(bouts)
 	if err != nil {
-		return found, err
+		return err
 	}
-	defer t.stop()
-	crowd, err := t.startCrowd(ctx, crowdSpec{Connections: s.Connections, Payload: opt.payload})
+	request := func(spec measureSpec) any { return crowdRequest{Measure: &spec} }
+	before, err := countAll(ctx, bouts)
 	if err != nil {
-		return found, err
+		return err
 	}
-	defer crowd.stop()
-	pids, err := t.proxy.pids()
+	closed, err := takeTurns(ctx, bouts, opt.turns, 0, opt, request)
 	if err != nil {
-		return found, err
+		return err
 	}
-	before, err := t.counters(ctx, c, mallocs, requests)
+	after, err := countAll(ctx, bouts)
 	if err != nil {
-		return found, err
+		return err
 	}
-	spec := measureSpec{Warm: opt.warm, Window: opt.window, PIDs: pids}
-	if found.Closed, err = t.measure(ctx, crowd, crowdRequest{Measure: &spec}, opt); err != nil {
-		return found, err
-	}
-	after, err := t.counters(ctx, c, mallocs, requests)
+	// What variants are compared by is known now. The first of the others is HAProxy, if it takes part.
+	others := slices.DeleteFunc(slices.Clone(bouts), func(b *bout) bool { return isVariant(b.who) })
+	rate := closed[0].rate() / 2
+	open, err := takeTurns(ctx, others, 1, rate, opt, request)
 	if err != nil {
-		return found, err
+		return err
+	}
+	for i, b := range bouts {
+		found := serving{relaying: relaying{Closed: closed[i]}}
+		if err := found.account(b, before[i], after[i]); err != nil {
+			return fmt.Errorf("%s: %w", b.name, err)
+		}
+		if j := slices.Index(others, b); j >= 0 {
+			found.Rate, found.Open = rate, open[j]
+			r.tell("%s: %-12s %5.1f µs CPU, %6.0f requests/s; at %6.0f/s p99 %s", s, b.name,
+				found.Closed.cpuEach(), found.Closed.rate(), rate, found.Open.P99.Round(time.Microsecond))
+		} else {
+			r.tell("%s: %-12s %5.1f µs CPU, %6.0f requests/s", s, b.name, found.Closed.cpuEach(), found.Closed.rate())
+		}
+		s.add(b.name, found)
+	}
+	return nil
+}
+
+// countAll reads the counters of each gateway.
+func countAll(ctx context.Context, bouts []*bout) ([][]float64, error) {
+	var all [][]float64
+	for _, b := range bouts {
+		found, err := b.counters(ctx, b.who, mallocs, requests, limited)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", b.name, err)
+		}
+		all = append(all, found)
+	}
+	return all, nil
+}
+
+// account adds what a gateway's counters say, from before the first of its requests at saturation to after the last.
+func (s *serving) account(b *bout, before, after []float64) error {
+	if b.who.ours == "" {
+		return nil
+	}
+	if got := after[2] - before[2]; got < float64(s.Closed.Done) {
+		return fmt.Errorf("the service's limit let %.0f requests through, of %d or more", got, s.Closed.Done)
 	}
 	if done := after[1] - before[1]; done > 0 {
-		found.Allocations = (after[0] - before[0]) / done
+		s.Allocations = (after[0] - before[0]) / done
 	}
-	if isVariant(c) {
-		return found, nil // what they are compared by is known
-	}
-	found.Rate = found.Closed.rate() / 2
-	if first != nil {
-		found.Rate = first.Rate
-	}
-	spec.Rate = found.Rate
-	found.Open, err = t.measure(ctx, crowd, crowdRequest{Measure: &spec}, opt)
-	return found, err
+	return nil
 }
 
 // startCrowd has clients connect over TLS. The caller stops the crowd.
@@ -157,12 +180,7 @@ func (t *trial) startCrowd(ctx context.Context, spec crowdSpec) (*peer, error) {
 // join has more clients connect.
 func (t *trial) join(ctx context.Context, crowd *peer, spec crowdSpec) error {
 	spec.Address, spec.Version = t.address, t.version
-	var answer loadAnswer
-	err := crowd.ask(ctx, 5*time.Minute, crowdRequest{Open: &spec}, &answer)
-	if err == nil && answer.Fault != "" {
-		err = fmt.Errorf("%s", answer.Fault)
-	}
-	if err != nil {
+	if err := crowd.do(ctx, 5*time.Minute, crowdRequest{Open: &spec}); err != nil {
 		return fmt.Errorf("open connections: %w", t.explain(err))
 	}
 	return nil
@@ -172,7 +190,8 @@ func (t *trial) join(ctx context.Context, crowd *peer, spec crowdSpec) error {
 const (
 	mallocs  = "go_memstats_mallocs_total"
 	requests = "goshield_gateway_requests_total"
-	links    = "goshield_backend_links"
+	limited  = `goshield_ratelimit_decisions_total{result="allow",scope="service"}`
+	parked   = `goshield_gateway_connections{state="parked"}`
 )
 
 // counters reads metrics of ours, each summed over its labels; zeros for other

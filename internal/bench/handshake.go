@@ -45,7 +45,7 @@ var handshakeMetrics = []metric[handshaking]{
 
 // handshake measures TLS handshakes, after each of which the connection ends.
 func handshake(ctx context.Context, r *rig, opt options) (*report, error) {
-	settings, err := interleave(ctx, opt, func(ctx context.Context, c contestant, s *setting[handshaking], _ *handshaking) (handshaking, error) {
+	settings, err := interleave(ctx, opt, func(ctx context.Context, c contestant, s *setting[handshaking]) (handshaking, error) {
 		found, err := handshakeOnce(ctx, r, c, s, opt)
 		if err == nil {
 			r.tell("%s: %-8s %6.1f µs CPU full, %6.1f resumed", s, c.name, found.Full.cpuEach(), found.Resumed.cpuEach())
@@ -57,7 +57,7 @@ func handshake(ctx context.Context, r *rig, opt options) (*report, error) {
 	}
 	rep := &report{Versions: versions(opt), Settings: settings}
 	rep.say("TLS 1.3 handshakes, certificate ECDSA P-256, key exchange X25519, %s; then the connection ends, without anything "+
-		"behind it. So many at the same time; medians of %d rounds (lowest–highest) of %s, ratios of each round. CPU is the proxy's "+
+		"behind it. So many at the same time; medians of %d rounds (lowest–highest) of %s, ratios of the rounds / of the medians. CPU is the proxy's "+
 		"own. %s.", cipherSuite, opt.rounds, opt.window, rep.Versions)
 	for _, s := range settings {
 		compare(rep, s, opt, handshakeMetrics)

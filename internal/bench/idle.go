@@ -46,7 +46,7 @@ var idleMetrics = []metric[idleness]{
 // idle measures the memory of connections on which one message has gone forth
 // and back, and then nothing.
 func idle(ctx context.Context, r *rig, opt options) (*report, error) {
-	settings, err := interleave(ctx, opt, func(ctx context.Context, c contestant, s *setting[idleness], _ *idleness) (idleness, error) {
+	settings, err := interleave(ctx, opt, func(ctx context.Context, c contestant, s *setting[idleness]) (idleness, error) {
 		found, err := idleOnce(ctx, r, c, s, opt)
 		if err == nil {
 			r.tell("%s: %-8s %5d connections, %6.2f KB and %.1f descriptors each", threadsText(s.Threads), c.name,

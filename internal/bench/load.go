@@ -42,10 +42,13 @@ type loadAnswer struct{ Fault string }
 // is open: messages have their times, and are sent then whether answers have come
 // or not, several on a connection if need be. How long one took counts from the
 // time it was due, so that a relay that stalls is charged for all that it holds up.
+//
+// Again: the measurement goes on, after a pause in which there was no load. The answer is the sum of both windows.
 type measureSpec struct {
 	Warm, Window time.Duration
 	PIDs         []int
 	Rate         float64
+	Again        bool
 }
 
 // answerEach answers every request of one kind until standard input ends.
@@ -109,6 +112,7 @@ type load struct {
 	// Of the measurement under way.
 	closed   bool      // each answer is followed by the next message
 	window   *window   // nil before it opens
+	earlier  *window   // to be opened again; nil: a new one
 	start    time.Time // when message 0 is due, in an open loop
 	interval float64   // nanoseconds between messages, in an open loop
 	from, to int64     // messages of the window, by number, in an open loop

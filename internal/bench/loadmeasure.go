@@ -9,6 +9,10 @@ import (
 
 // measure runs one measurement. When it returns no message is under way.
 func (l *load) measure(spec measureSpec) (measurement, error) {
+	l.earlier = nil
+	if spec.Again {
+		l.earlier = l.window
+	}
 	l.window, l.interval, l.closed = nil, 0, spec.Rate == 0
 	run := l.runClosed
 	if spec.Rate > 0 {
@@ -42,7 +46,7 @@ func (l *load) runClosed(spec measureSpec) error {
 		return err
 	}
 	var err error
-	if l.window, err = openWindow(spec.PIDs); err != nil {
+	if l.window, err = openOr(l.earlier, spec.PIDs); err != nil {
 		return err
 	}
 	if err := l.loop.turnWhile(l.window, spec.Window); err != nil {
@@ -70,7 +74,7 @@ func (l *load) runOpen(spec measureSpec) error {
 		}
 		if number == l.from {
 			var err error
-			if l.window, err = openWindow(spec.PIDs); err != nil {
+			if l.window, err = openOr(l.earlier, spec.PIDs); err != nil {
 				return err
 			}
 		}

@@ -44,8 +44,9 @@ func (m measurement) cpuPerGigabyte() float64 {
 func (m measurement) p50() float64 { return m.P50.Seconds() * 1000 }
 func (m measurement) p99() float64 { return m.P99.Seconds() * 1000 }
 
-// window is the time of a measurement, and what it has counted so far.
+// window is the time of a measurement, and what it has counted so far. It may be opened again: what it finds then is added.
 type window struct {
+	open   bool
 	begin  time.Time
 	cpu    usage
 	pids   []int
@@ -55,15 +56,27 @@ type window struct {
 
 // openWindow begins to measure processes.
 func openWindow(pids []int) (*window, error) {
-	w := &window{pids: pids, times: newHistogram(), begin: time.Now()}
-	var err error
-	w.cpu, err = cpuUsed(pids)
-	return w, err
+	w := &window{pids: pids, times: newHistogram()}
+	return w, w.reopen()
+}
+
+func (w *window) reopen() (err error) {
+	w.open, w.begin = true, time.Now()
+	w.cpu, err = cpuUsed(w.pids)
+	return err
+}
+
+// openOr opens an earlier window again, or a new one if there is none.
+func openOr(earlier *window, pids []int) (*window, error) {
+	if earlier == nil {
+		return openWindow(pids)
+	}
+	return earlier, earlier.reopen()
 }
 
 // count counts what is done while the window is open.
 func (w *window) count() {
-	if w.counts.Elapsed == 0 {
+	if w.open {
 		w.counts.Done++
 	}
 }
@@ -76,9 +89,10 @@ func (w *window) wanting() bool {
 
 // close ends the window. Times may still be recorded, of what began in it.
 func (w *window) close() error {
-	w.counts.Elapsed = time.Since(w.begin)
+	w.open = false
+	w.counts.Elapsed += time.Since(w.begin)
 	after, err := cpuUsed(w.pids)
-	w.counts.CPU = after.minus(w.cpu)
+	w.counts.CPU = w.counts.CPU.plus(after.minus(w.cpu))
 	return err
 }
 

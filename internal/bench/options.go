@@ -17,6 +17,9 @@ type options struct {
 	rounds      int
 	warm        time.Duration // load before each measurement
 	window      time.Duration // of each measurement
+	turns       int           // windows that it is divided into, with those of others between them
+	heartbeat   time.Duration // a sign of life of each connection
+	beats       int           // of them, before a connection counts as idle
 	silence     time.Duration // before a connection is woken
 	threads     []int         // that a contestant may use: one set of rounds for each
 	connections []int         // as well
@@ -26,12 +29,21 @@ type options struct {
 	proxies     []string      // by name; none: the usual ones
 	peers       []string      // whom ours is compared with, see against
 	binaries    string        // directory of GoShield's
+
+	takesTurns, givesSigns bool // the mode uses turns; heartbeat and beats
 }
 
 func (o *options) register(flags *flag.FlagSet) {
 	flags.IntVar(&o.rounds, "rounds", o.rounds, "`how many` times each contestant is measured")
 	flags.DurationVar(&o.warm, "warm", o.warm, "load before each measurement")
 	flags.DurationVar(&o.window, "window", o.window, "how long each measurement takes")
+	if o.takesTurns = o.turns > 0; o.takesTurns {
+		flags.IntVar(&o.turns, "turns", o.turns, "`how many` windows each measurement at saturation consists of, in turn with those of others")
+	}
+	if o.givesSigns = o.heartbeat > 0; o.givesSigns {
+		flags.DurationVar(&o.heartbeat, "heartbeat", o.heartbeat, "each connection gives a sign of life so often")
+		flags.IntVar(&o.beats, "beats", o.beats, "`how many` each has given before its memory is taken")
+	}
 	flags.Var((*intList)(&o.threads), "threads", "threads of each contestant, a `list`")
 	flags.Var((*intList)(&o.connections), "connections", "how many connections, a `list`")
 	if len(o.devices) > 0 {
@@ -62,6 +74,10 @@ func (o *options) validate() error {
 		return fmt.Errorf("-window: must be positive, got %s", o.window)
 	case o.payload < minPayload || o.payload > maxPayload:
 		return fmt.Errorf("-payload: must be from %d to %d, got %d", minPayload, maxPayload, o.payload)
+	case o.takesTurns && o.turns < 1:
+		return fmt.Errorf("-turns: must be at least 1, got %d", o.turns)
+	case o.givesSigns && (o.heartbeat <= 0 || o.beats < 1):
+		return fmt.Errorf("-heartbeat and -beats: must be positive, got %s and %d", o.heartbeat, o.beats)
 	case len(o.threads) == 0 || slices.Min(o.threads) < 1:
 		return fmt.Errorf("-threads: each must be at least 1")
 	case len(o.connections) == 0 || slices.Min(o.connections) < 1:

@@ -4,12 +4,36 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 	"time"
 )
+
+// establishedTo counts the connections that have been established to an IPv4 address by processes of this network namespace.
+func establishedTo(address string) (int, error) {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return 0, err
+	}
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		return 0, err
+	}
+	ip := to.Addr().As4()
+	remote, count := fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(ip[:]), to.Port()), 0
+	for line := range strings.Lines(string(table)) {
+		// sl, local address, remote address, state, ...
+		const established = "01"
+		if fields := strings.Fields(line); len(fields) > 3 && fields[2] == remote && fields[3] == established {
+			count++
+		}
+	}
+	return count, nil
+}
 
 // tick is the unit of times in /proc/PID/stat: USER_HZ, 100 on every Linux
 // that Go runs on.
@@ -22,6 +46,8 @@ type usage struct {
 }
 
 func (u usage) total() time.Duration { return u.User + u.System }
+
+func (u usage) plus(v usage) usage { return usage{u.User + v.User, u.System + v.System} }
 
 func (u usage) minus(v usage) usage { return usage{u.User - v.User, u.System - v.System} }
 

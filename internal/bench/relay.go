@@ -12,6 +12,7 @@ func relayDefaults(quick bool) options {
 		rounds:      5,
 		warm:        300 * time.Millisecond,
 		window:      1200 * time.Millisecond,
+		turns:       6,
 		threads:     []int{1, 2},
 		connections: []int{64, 1000},
 		payload:     64,
@@ -40,53 +41,44 @@ var relayMetrics = []metric[relaying]{
 
 // relay measures small messages going back and forth: at saturation, where each
 // connection sends one, waits for its echo, and sends the next; and at half of
-// the rate that the first contestant reached so in the same round.
+// the rate that the first contestant, who is HAProxy if it takes part, reached so in the same round.
 func relay(ctx context.Context, r *rig, opt options) (*report, error) {
-	settings, err := interleave(ctx, opt, func(ctx context.Context, c contestant, s *setting[relaying], first *relaying) (relaying, error) {
-		found, err := relayOnce(ctx, r, c, s, first, opt)
-		if err == nil {
-			r.tell("%s: %-8s %5.1f µs CPU, %6.0f round trips/s; at %6.0f/s p99 %s", s, c.name,
-				found.Closed.cpuEach(), found.Closed.rate(), found.Rate, found.Open.P99.Round(time.Microsecond))
-		}
-		return found, err
-	})
+	settings, err := allRounds(opt, func(s *setting[relaying]) error { return relayRound(ctx, r, s, opt) })
 	if err != nil {
 		return nil, err
 	}
 	rep := &report{Versions: versions(opt), Settings: settings}
-	rep.say("Messages of %d bytes, back and forth; medians of %d rounds (lowest–highest) of %s, ratios of each round. "+
-		"At saturation, one is under way on each connection. CPU is the proxy's own. %s.", opt.payload, opt.rounds, opt.window, rep.Versions)
+	rep.say("Messages of %d bytes, back and forth; medians of %d rounds (lowest–highest) of %s, ratios of the rounds / of the medians. "+
+		"At saturation, in %d turns, one is under way on each connection. CPU is the proxy's own. %s.",
+		opt.payload, opt.rounds, opt.window, opt.turns, rep.Versions)
 	for _, s := range settings {
 		compare(rep, s, opt, relayMetrics)
 	}
 	return rep, nil
 }
 
-func relayOnce(ctx context.Context, r *rig, c contestant, s *setting[relaying], first *relaying, opt options) (relaying, error) {
-	var found relaying
-	t, err := r.start(ctx, c, s.Threads, opt)
+func relayRound(ctx context.Context, r *rig, s *setting[relaying], opt options) error {
+	bouts, err := r.meet(ctx, s.Threads, opt, func(t *trial) (*peer, error) {
+		return t.startLoad(ctx, loadSpec{Connections: s.Connections, Payload: opt.payload})
+	})
+	defer stopAll(bouts)
 	if err != nil {
-		return found, err
+		return err
 	}
-	defer t.stop()
-	load, err := t.startLoad(ctx, loadSpec{Connections: s.Connections, Payload: opt.payload})
+	request := func(spec measureSpec) any { return spec }
+	closed, err := takeTurns(ctx, bouts, opt.turns, 0, opt, request)
 	if err != nil {
-		return found, err
+		return err
 	}
-	defer load.stop()
-	pids, err := t.proxy.pids()
+	rate := closed[0].rate() / 2
+	open, err := takeTurns(ctx, bouts, 1, rate, opt, request)
 	if err != nil {
-		return found, err
+		return err
 	}
-	spec := measureSpec{Warm: opt.warm, Window: opt.window, PIDs: pids}
-	if found.Closed, err = t.measure(ctx, load, spec, opt); err != nil {
-		return found, err
+	for i, b := range bouts {
+		r.tell("%s: %-8s %5.1f µs CPU, %6.0f round trips/s; at %6.0f/s p99 %s", s, b.name,
+			closed[i].cpuEach(), closed[i].rate(), rate, open[i].P99.Round(time.Microsecond))
+		s.add(b.name, relaying{closed[i], rate, open[i]})
 	}
-	found.Rate = found.Closed.rate() / 2
-	if first != nil {
-		found.Rate = first.Rate
-	}
-	spec.Rate = found.Rate
-	found.Open, err = t.measure(ctx, load, spec, opt)
-	return found, err
+	return nil
 }

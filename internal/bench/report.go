@@ -42,7 +42,7 @@ type metric[T any] struct {
 
 // goal is what ours is to reach.
 type goal struct {
-	ratio    float64 // to the first of the peers, median of the rounds' ratios; 0: none
+	ratio    float64 // to the first of the peers, that of the rounds and that of the medians; 0: none
 	most     float64 // in the metric's unit; 0: none
 	moreWins bool
 }
@@ -71,6 +71,14 @@ func (g goal) text(ratio, value float64, decimals int) string {
 		return strings.Join(said, ", ") + ": met"
 	}
 	return strings.Join(said, ", ") + ": missed"
+}
+
+// worse is the ratio that is the harder one to reach the goal with: the median of the rounds' ratios, or that of the medians.
+func (g goal) worse(s, to series) float64 {
+	if g.moreWins {
+		return min(s.ratio(to), s.ofMedians(to))
+	}
+	return max(s.ratio(to), s.ofMedians(to))
 }
 
 func (g goal) sign() string {
@@ -116,7 +124,7 @@ func compare[T any](r *report, s *setting[T], opt options, metrics []metric[T]) 
 			for _, name := range peers {
 				row = append(row, ratioText(own, s.of(name, m.value)))
 			}
-			row = append(row, m.goal.text(own.ratio(s.of(opt.against()[0], m.value)), own.median(), m.decimals))
+			row = append(row, m.goal.text(m.goal.worse(own, s.of(opt.against()[0], m.value)), own.median(), m.decimals))
 		}
 		table.Add(row...)
 		if m.short != "" {
@@ -149,7 +157,7 @@ func compareVariants[T any](r *report, s *setting[T], field []contestant, metric
 		for _, c := range others {
 			row = append(row, ratioText(s.of(c.name, m.value), reference))
 		}
-		table.Add(append(row, m.goal.text(second.ratio(reference), second.median(), m.decimals))...)
+		table.Add(append(row, m.goal.text(m.goal.worse(second, reference), second.median(), m.decimals))...)
 		if m.short != "" {
 			panels = append(panels, m.panel(s, options{field: field}))
 		}
@@ -171,12 +179,17 @@ func (m metric[T]) cell(found series) string {
 	return text + fmt.Sprintf(" (%.*f–%.*f)", m.decimals, low, m.decimals, high)
 }
 
-// ratioText is empty where there is nobody to compare with.
+// ratioText is the ratio of the rounds and that of the medians, which is the same where there is one round. It is empty where
+// there is nobody to compare with.
 func ratioText(s, to series) string {
-	if ratio := s.ratio(to); ratio != 0 {
+	ratio := s.ratio(to)
+	switch {
+	case ratio == 0:
+		return ""
+	case len(s) == 1:
 		return fmt.Sprintf("%.2f", ratio)
 	}
-	return ""
+	return fmt.Sprintf("%.2f / %.2f", ratio, s.ofMedians(to))
 }
 
 func (m metric[T]) panel(s *setting[T], opt options) figures.Panel {

@@ -57,6 +57,8 @@ type trial struct {
 	version byte     // of the device protocol; 0: what is behind the address echoes
 	others  cores    // for the load
 	behind  []stopper
+
+	backends []string // addresses of a gateway's
 }
 
 type stopper interface{ stop() }
@@ -80,7 +82,7 @@ func (r *rig) start(ctx context.Context, c contestant, threads int, opt options)
 	}
 	t := &trial{name: c.name, address: place.listen, admin: place.admin, others: place.others}
 	t.behind, err = c.behind(ctx, &place)
-	t.version = place.version
+	t.version, t.backends = place.version, place.backends
 	if err == nil {
 		t.proxy, err = c.start(place)
 	}
@@ -171,12 +173,7 @@ func (t *trial) startLoad(ctx context.Context, spec loadSpec) (*peer, error) {
 		return nil, err
 	}
 	spec.Address = t.address
-	var answer loadAnswer
-	err = p.ask(ctx, 2*time.Minute, spec, &answer)
-	if err == nil && answer.Fault != "" {
-		err = errors.New(answer.Fault)
-	}
-	if err != nil {
+	if err := p.do(ctx, 2*time.Minute, spec); err != nil {
 		p.stop()
 		return nil, fmt.Errorf("open connections: %w", t.explain(err))
 	}

@@ -102,6 +102,16 @@ func (p *peer) ask(ctx context.Context, timeout time.Duration, request, answer a
 	return nil
 }
 
+// do asks for something whose answer says no more than whether it was done.
+func (p *peer) do(ctx context.Context, timeout time.Duration, request any) error {
+	var answer loadAnswer
+	err := p.ask(ctx, timeout, request, &answer)
+	if err == nil && answer.Fault != "" {
+		err = errors.New(answer.Fault)
+	}
+	return err
+}
+
 // fault finds the reason for an error of reading or writing.
 func (p *peer) fault(ctx context.Context, err error) error {
 	if ctx.Err() != nil {

@@ -18,16 +18,20 @@ type setting[T any] struct {
 }
 
 // interleave runs all rounds of all settings: in each round, every contestant
-// once, in turn. once is given what the first of them, who is HAProxy if it takes
-// part, did in the round; the first itself is given nil.
-func interleave[T any](ctx context.Context, opt options, once func(context.Context, contestant, *setting[T], *T) (T, error)) ([]*setting[T], error) {
+// once, in turn.
+func interleave[T any](ctx context.Context, opt options, once func(context.Context, contestant, *setting[T]) (T, error)) ([]*setting[T], error) {
+	return allRounds(opt, func(s *setting[T]) error { return s.round(ctx, opt, once) })
+}
+
+// allRounds runs the rounds of all settings; round adds to the setting what it found.
+func allRounds[T any](opt options, round func(*setting[T]) error) ([]*setting[T], error) {
 	var settings []*setting[T]
 	for _, threads := range opt.threads {
 		for _, connections := range opt.connections {
 			s := &setting[T]{Threads: threads, Connections: connections, Rounds: map[string][]T{}}
 			settings = append(settings, s)
 			for range opt.rounds {
-				if err := s.round(ctx, opt, once); err != nil {
+				if err := round(s); err != nil {
 					return nil, fmt.Errorf("%s, %w", s, err)
 				}
 			}
@@ -36,20 +40,19 @@ func interleave[T any](ctx context.Context, opt options, once func(context.Conte
 	return settings, nil
 }
 
-func (s *setting[T]) round(ctx context.Context, opt options, once func(context.Context, contestant, *setting[T], *T) (T, error)) error {
-	var first *T
+func (s *setting[T]) round(ctx context.Context, opt options, once func(context.Context, contestant, *setting[T]) (T, error)) error {
 	for _, c := range opt.field {
-		found, err := once(ctx, c, s, first)
+		found, err := once(ctx, c, s)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
-		if first == nil {
-			first = &found
-		}
-		s.Rounds[c.name] = append(s.Rounds[c.name], found)
+		s.add(c.name, found)
 	}
 	return nil
 }
+
+// add adds a round of a contestant.
+func (s *setting[T]) add(name string, found T) { s.Rounds[name] = append(s.Rounds[name], found) }
 
 // of is one figure of a contestant, by round; empty if it is none of its (NaN).
 func (s *setting[T]) of(name string, figure func(T) float64) series {

@@ -33,6 +33,14 @@ func (s series) ratio(to series) float64 {
 	return ratios.median()
 }
 
+// ofMedians is the ratio of the medians to that of another contestant, 0 without any.
+func (s series) ofMedians(to series) float64 {
+	if to.median() == 0 {
+		return 0
+	}
+	return s.median() / to.median()
+}
+
 // bounds are the lowest and the highest figure.
 func (s series) bounds() (low, high float64) {
 	if len(s) == 0 {

@@ -25,7 +25,8 @@ type speech interface {
 	// is answered like a message is the second result.
 	appendAsk(dst []byte, number uint32) []byte
 	appendBeat(dst []byte, number uint32) ([]byte, bool)
-	// next reads until the next answer to a message, checks it, and returns its number.
+	// next reads the next answer, checks it, and returns the number of the message that it is to; 0: to a sign of life
+	// that is none.
 	next() (number uint32, err error)
 }
 
@@ -136,30 +137,26 @@ func (d *deviceSpeech) body(number uint32) []byte {
 }
 
 func (d *deviceSpeech) next() (uint32, error) {
-	for {
-		frame, err := d.reader.Next()
-		if err != nil {
-			return 0, err
-		}
-		if frame.Type == wire.TypeHeartbeatAck {
-			var ack wire.HeartbeatAck
-			if err := unmarshal(frame, &ack); err != nil {
-				return 0, err
-			}
-			if !ack.Token.IsZero() {
-				d.token.Store(&ack.Token)
-			}
-			continue
-		}
-		var answer wire.Response
-		if err := unmarshal(frame, &answer); err != nil {
-			return 0, err
-		}
-		if want := d.body(answer.ID); !bytes.Equal(answer.Body, want) {
-			return 0, fmt.Errorf("request %d was answered with %q, want %q", answer.ID, answer.Body, want)
-		}
-		return answer.ID, nil
+	frame, err := d.reader.Next()
+	if err != nil {
+		return 0, err
 	}
+	if frame.Type == wire.TypeHeartbeatAck {
+		var ack wire.HeartbeatAck
+		err := unmarshal(frame, &ack)
+		if err == nil && !ack.Token.IsZero() {
+			d.token.Store(&ack.Token)
+		}
+		return 0, err
+	}
+	var answer wire.Response
+	if err := unmarshal(frame, &answer); err != nil {
+		return 0, err
+	}
+	if want := d.body(answer.ID); !bytes.Equal(answer.Body, want) {
+		return 0, fmt.Errorf("request %d was answered with %q, want %q", answer.ID, answer.Body, want)
+	}
+	return answer.ID, nil
 }
 
 // unmarshal decodes a frame that must be of m's type.

@@ -14,9 +14,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/goshield/goshield/internal/certs"
 	"github.com/goshield/goshield/sdk/wire"
@@ -35,20 +35,24 @@ var (
 		{nginxName, 2, "", behindEcho, func(p placement) (*process, error) {
 			return startTLSNginx(p, "proxy_pass "+p.upstream+"; proxy_connect_timeout 5s; proxy_timeout 10m;")
 		}, tryTLS},
-		{gatewayName, 1, "gateway", behindGateway("link", wire.Version1), startGateway, tryTLS},
+		{gatewayName, 1, "gateway", behindGateway(1, "link", wire.Version1), startGateway, tryTLS},
 	}
+	// sleepers are the same, but for another backend of the gateway.
+	sleepers = append(slices.Clone(terminators[:2]), contestant{
+		gatewayName, 1, "gateway", behindGateway(sleepBackends, "link", wire.Version1), startGateway, tryTLS,
+	})
 	// gatewayVariants are the gateway with other devices, and other backends.
 	gatewayVariants = []contestant{
-		{gatewayName + "-v2", 1, "gateway", behindGateway("link", wire.Version2), startGateway, tryTLS},
-		{gatewayName + "-http", 1, "gateway", behindGateway("http", wire.Version1), startGateway, tryTLS},
-		{gatewayName + "-grpc", 1, "gateway", behindGateway("grpc", wire.Version1), startGateway, tryTLS},
+		{gatewayName + "-v2", 1, "gateway", behindGateway(1, "link", wire.Version2), startGateway, tryTLS},
+		{gatewayName + "-http", 1, "gateway", behindGateway(1, "http", wire.Version1), startGateway, tryTLS},
+		{gatewayName + "-grpc", 1, "gateway", behindGateway(1, "grpc", wire.Version1), startGateway, tryTLS},
 	}
 	handshakers = []contestant{
 		{haproxyName, 1, "", behindEcho, func(p placement) (*process, error) {
 			return startTLSHAProxy(p, "tcp-request content reject")
 		}, tryTLS},
 		{nginxName, 1, "", behindEcho, func(p placement) (*process, error) { return startTLSNginx(p, `return "";`) }, tryTLS},
-		{gatewayName, 1, "gateway", behindGateway("link", wire.Version1), startGateway, tryTLS},
+		{gatewayName, 1, "gateway", behindGateway(1, "link", wire.Version1), startGateway, tryTLS},
 	}
 )
 
@@ -136,7 +140,8 @@ stream {
 	return start(nginxName, exec.Command("nginx", "-e", "stderr", "-p", p.dir, "-c", config), p.cores)
 }
 
-// startGateway is GoShield's gateway, its very binary.
+// startGateway is GoShield's gateway, its very binary. Its limits are far above what is reached: each request takes of them, and
+// none is refused.
 func startGateway(p placement) (*process, error) {
 	paths, _, err := p.identity()
 	if err != nil {
@@ -156,11 +161,12 @@ redis: {addresses: ["`+p.redis+`"], mode: single}
 drain: {window: 0s, timeout: 100ms}
 defaults:
   enrolment: open
-  heartbeat: {interval: `+heartbeat.String()+`, missed: 1000}
+  heartbeat: {interval: 20s, missed: 1000}
   idle_timeout: 10m
   device_limit: {rate: 1000000, burst: 1000000}
   services:
-    `+echoService+`: {protocol: `+p.protocol+`, endpoints: ["`+p.upstream+`"], links: `+strconv.Itoa(gatewayLinks)+`}
+    `+echoService+`: {protocol: `+p.protocol+`, endpoints: ["`+strings.Join(p.backends, `", "`)+`"], links: `+strconv.Itoa(gatewayLinks)+`,
+      limit: {rate: 1000000}}
 `)
 	if err != nil {
 		return nil, err
@@ -172,18 +178,23 @@ defaults:
 const (
 	echoService  = "echo"
 	gatewayLinks = 2
-	heartbeat    = 20 * time.Second
 )
 
 // secret is the file of the one secret that all of a stack share.
 func (p placement) secret() string { return filepath.Join(p.dir, "secret") }
 
-// behindGateway starts what a gateway needs: Redis, auth-service, a backend that is reached by a
+// behindGateway starts what a gateway needs: Redis, auth-service, so many backends that are reached by a
 // protocol; its devices speak a version. They run on the cores of the load.
-func behindGateway(protocol string, version byte) func(context.Context, *placement) ([]stopper, error) {
+func behindGateway(backends int, protocol string, version byte) func(context.Context, *placement) ([]stopper, error) {
 	return func(ctx context.Context, p *placement) ([]stopper, error) {
 		p.protocol, p.version = protocol, version
-		return startBehindGateway(ctx, p)
+		running, err := startBehindGateway(ctx, p)
+		for range backends {
+			if err == nil {
+				err = startBackend(ctx, p, &running)
+			}
+		}
+		return running, err
 	}
 }
 
@@ -195,19 +206,23 @@ func startBehindGateway(ctx context.Context, p *placement) ([]stopper, error) {
 	if err != nil {
 		return running, err
 	}
-	if err := startAuth(ctx, p, &running, p.others); err != nil {
-		return running, err
-	}
+	err = startAuth(ctx, p, &running, p.others)
+	return running, err
+}
+
+// startBackend starts an echo-backend, and adds it to p.backends and to what is running.
+func startBackend(ctx context.Context, p *placement, running *[]stopper) error {
 	admin, err := freeAddress()
-	if err == nil {
-		p.upstream, err = freeAddress()
-	}
 	if err != nil {
-		return running, err
+		return err
+	}
+	address, err := freeAddress()
+	if err != nil {
+		return err
 	}
 	listen := map[string]string{"link": `"127.0.0.1:0"`, "http": `""`, "grpc": `""`}
-	listen[p.protocol] = strconv.Quote(p.upstream)
-	config, err := p.write("echo-backend.yaml", `
+	listen[p.protocol] = strconv.Quote(address)
+	config, err := p.write(fmt.Sprintf("echo-backend-%d.yaml", len(p.backends)), `
 listen: `+listen["link"]+`
 http: `+listen["http"]+`
 grpc: `+listen["grpc"]+`
@@ -215,16 +230,17 @@ admin: "`+admin+`"
 secret_file: "`+p.secret()+`"
 `)
 	if err != nil {
-		return running, err
+		return err
 	}
 	backend := *p
 	backend.cores, backend.threads = p.others, max(1, len(p.others))
 	process, err := backend.startOurs("echo-backend", config)
 	if err != nil {
-		return running, err
+		return err
 	}
-	running = append(running, process)
-	return running, awaitReady(ctx, process, admin)
+	p.backends = append(p.backends, address)
+	*running = append(*running, process)
+	return awaitReady(ctx, process, admin)
 }
 
 // behindAuth starts a Redis that keeps nothing on disk, at p.redis.

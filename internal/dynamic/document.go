@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"regexp"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
@@ -263,9 +265,39 @@ func (s *Service) validate(name string) error {
 	case !isRate(s.Limit.Burst) || s.Limit.Rate > 0 && s.Limit.Burst < 1:
 		return config.Errorf(key+".limit.burst", "must be from 1 to 1000000000, got %v", s.Limit.Burst)
 	}
+	if err := s.CheckAddresses(key); err != nil {
+		return err
+	}
 	_, err := transcode.New(s.Body)
 	if se := (*transcode.SpecError)(nil); errors.As(err, &se) {
 		return &config.Error{Key: key + ".body." + se.Field, Err: se.Err}
 	}
 	return err
+}
+
+// CheckAddresses checks where the service's backends are; the error is a *config.Error below key. A name need not
+// exist: it is looked up while gateways run.
+func (s *Service) CheckAddresses(key string) error {
+	if s.DNS != "" {
+		if err := checkAddress(s.DNS); err != nil {
+			return &config.Error{Key: key + ".dns", Err: err}
+		}
+	}
+	for _, address := range s.Endpoints {
+		if err := checkAddress(address); err != nil {
+			return &config.Error{Key: key + ".endpoints", Err: err}
+		}
+	}
+	return nil
+}
+
+func checkAddress(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || host == "" {
+		return fmt.Errorf("%q is not an address of the form host:port", address)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%q: the port must be a number from 1 to 65535", address)
+	}
+	return nil
 }

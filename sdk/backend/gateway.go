@@ -145,7 +145,7 @@ func failure(err error) (wire.Code, string) {
 	switch {
 	case errors.As(err, &e):
 		switch e.Code {
-		case wire.CodeNoSuchService, wire.CodeBackendUnavailable, wire.CodeBackendTimeout, wire.CodeBackendError:
+		case wire.CodeNoSuchService, wire.CodeBackendUnavailable, wire.CodeBackendTimeout, wire.CodeBackendError, link.CodeBackendFailed:
 			return e.Code, e.Message
 		}
 	case errors.Is(err, context.DeadlineExceeded):

@@ -44,7 +44,8 @@ import (
 // An error becomes the device's ERROR: a *wire.Error of code
 // no_such_service, backend_unavailable, backend_timeout or backend_error with its own code
 // and message, any other as backend_error with its text, so do not return
-// texts that a device must not see. A panic is logged and becomes
+// texts that a device must not see. One of link.CodeBackendFailed is backend_error to the device, and
+// counts towards the ejection of this backend. A panic is logged and becomes
 // backend_error; the server goes on.
 type Handler func(ctx context.Context, req Request) (Response, error)
 

@@ -107,6 +107,10 @@ const (
 // CodeBadSecret is the code of the ERROR that refuses a HELLO.
 const CodeBadSecret wire.Code = "bad_secret"
 
+// CodeBackendFailed is the code of an ERROR by which a backend says that the fault is its own, and not the request's. The device is
+// told backend_error; the gateway counts it among the failures for which an endpoint is ejected.
+const CodeBackendFailed wire.Code = "backend_failed"
+
 var typeNames = [...]string{
 	TypeHello: "HELLO", TypeRequest: "REQUEST", TypeResponse: "RESPONSE", TypeError: "ERROR", TypePush: "PUSH",
 	TypePushResult: "PUSH_RESULT", TypePing: "PING", TypePong: "PONG", TypeGoaway: "GOAWAY", TypeCancel: "CANCEL",

@@ -12,16 +12,23 @@ type Frame struct {
 	Payload []byte
 }
 
-// readSize is how much a Reader asks for at once: several small frames cost
-// one system call.
-const readSize = 4096
+const (
+	// readSize is how much a Reader asks for at once: several small frames cost
+	// one system call.
+	readSize = 4096
+	// wholeSize is what a frame of the usual limit needs.
+	wholeSize = HeaderSize + DefaultMaxPayload
+)
 
-// idleBuffers are buffers of readSize that Readers have released.
-var idleBuffers = sync.Pool{New: func() any { return new([readSize]byte) }}
+// Buffers that Readers have released.
+var (
+	readBuffers  = sync.Pool{New: func() any { return new([readSize]byte) }}
+	wholeBuffers = sync.Pool{New: func() any { return new([wholeSize]byte) }}
+)
 
 // Reader cuts a byte stream into frames. It reads from one goroutine at a time
-// and never closes what it reads from. It holds one buffer of a few KiB,
-// grown to the frame being read and never beyond the limit.
+// and never closes what it reads from. It holds one buffer of a few KiB, larger
+// for a frame of which more has come: what a header announces costs nothing.
 type Reader struct {
 	src     io.Reader
 	limit   int // longest payload
@@ -60,10 +67,18 @@ func (r *Reader) Release() {
 	if r.r != r.w {
 		return
 	}
-	if len(r.buf) == readSize {
-		idleBuffers.Put((*[readSize]byte)(r.buf))
-	}
+	giveBack(r.buf)
 	r.buf, r.r, r.w = nil, 0, 0
+}
+
+// giveBack lets other Readers have a buffer.
+func giveBack(buf []byte) {
+	switch len(buf) {
+	case readSize:
+		readBuffers.Put((*[readSize]byte)(buf))
+	case wholeSize:
+		wholeBuffers.Put((*[wholeSize]byte)(buf))
+	}
 }
 
 // Next returns the next frame. Its error is io.EOF when the stream ends between
@@ -105,6 +120,9 @@ func (r *Reader) fill(n int) error {
 		r.makeRoom(n)
 	}
 	for stalls := 0; r.w-r.r < n; {
+		if r.w == len(r.buf) {
+			r.makeRoom(n)
+		}
 		got, err := r.src.Read(r.buf[r.w:])
 		r.w += got
 		if r.w-r.r >= n {
@@ -125,16 +143,21 @@ func (r *Reader) fill(n int) error {
 	return nil
 }
 
-// makeRoom moves what is unread to the front of a buffer of at least n bytes.
+// makeRoom moves what is unread to the front of the buffer, or, if it fills half of one that is too short for n bytes, of a larger one.
 func (r *Reader) makeRoom(n int) {
-	to := r.buf
+	to, have := r.buf, r.w-r.r
 	switch {
-	case len(to) >= n:
-	case n <= readSize:
-		to = idleBuffers.Get().(*[readSize]byte)[:]
+	case len(to) == 0:
+		to = readBuffers.Get().(*[readSize]byte)[:]
+	case len(to) >= n || 2*have < len(to):
+	case n <= wholeSize:
+		to = wholeBuffers.Get().(*[wholeSize]byte)[:]
 	default:
-		to = make([]byte, n)
+		to = make([]byte, min(n, 4*len(to)))
 	}
 	r.w = copy(to, r.buf[r.r:r.w])
+	if len(to) != len(r.buf) {
+		giveBack(r.buf)
+	}
 	r.r, r.buf = 0, to
 }

@@ -231,6 +231,50 @@ func TestReaderRelease(t *testing.T) {
 	}
 }
 
+// RELIABILITY row 6: what a header announces costs nothing; a buffer is no longer than some times what has come.
+func TestReaderHoldsWhatHasCome(t *testing.T) {
+	for _, payload := range []int{5000, DefaultMaxPayload, 40_000, MaxPayload} {
+		frame := append([]byte{1, byte(TypeRequest), byte(payload >> 8), byte(payload)}, bytes.Repeat([]byte{'x'}, payload)...)
+		before := []byte{1, byte(TypeBye), 0, 0}
+		src := &chunks{err: errors.New("timeout")}
+		r := NewReader(src, MaxPayload)
+		src.pieces = [][]byte{before}
+		if _, err := r.Next(); err != nil {
+			t.Fatal(err)
+		}
+		for i, b := range frame {
+			src.pieces = [][]byte{{b}}
+			f, err := r.Next()
+			if came := i + 1; len(r.buf) > max(readSize, 10*came) || len(r.buf) > max(wholeSize, HeaderSize+payload) {
+				t.Fatalf("payload of %d: a buffer of %d bytes when %d have come", payload, len(r.buf), came)
+			}
+			if last := i == len(frame)-1; (err == nil) != last {
+				t.Fatalf("payload of %d: byte %d of %d: %v", payload, i+1, len(frame), err)
+			}
+			if err == nil && !bytes.Equal(f.Payload, frame[HeaderSize:]) {
+				t.Errorf("payload of %d: got another one", payload)
+			}
+		}
+	}
+}
+
+// Frames of the usual limit take their buffer from others that were released, and give it back.
+func TestReaderBuffersAreUsedAgain(t *testing.T) {
+	frame := append([]byte{1, byte(TypeRequest), DefaultMaxPayload >> 8, 0}, bytes.Repeat([]byte{'x'}, DefaultMaxPayload)...)
+	src := bytes.NewReader(frame)
+	r := NewReader(src, 0)
+	n := testing.AllocsPerRun(100, func() {
+		src.Reset(frame)
+		if _, err := r.Next(); err != nil {
+			t.Fatal(err)
+		}
+		r.Release()
+	})
+	if n > 1 { // the race detector has pools lose some
+		t.Errorf("allocations a frame = %v, want none", n)
+	}
+}
+
 // A source that returns neither bytes nor an error does not hang its reader.
 func TestReaderNoProgress(t *testing.T) {
 	r := NewReader(readerFunc(func([]byte) (int, error) { return 0, nil }), 0)

@@ -16,7 +16,8 @@ type secretFiles struct {
 	Backend string // gateways to backends
 	Push    string // services, and gateways among each other, to the push API
 
-	GroupKey string // what device keys are made from, where enrolment is by key
+	GroupKey   string // what device keys are made from, where enrolment is by key
+	TicketKeys string // of TLS sessions, so that a device goes on with its own at any gateway
 }
 
 // ensureSecrets makes the files that are missing under dir/secrets, readable by the
@@ -32,11 +33,15 @@ func ensureSecrets(dir string) (secretFiles, error) {
 		Backend: filepath.Join(dir, "backend"),
 		Push:    filepath.Join(dir, "push"),
 
-		GroupKey: filepath.Join(dir, "group-key"),
+		GroupKey:   filepath.Join(dir, "group-key"),
+		TicketKeys: filepath.Join(dir, "ticket-keys"),
 	}
-	var groupKey [32]byte
-	_, _ = rand.Read(groupKey[:]) // never fails
-	values := map[string]string{files.GroupKey: hex.EncodeToString(groupKey[:])}
+	values := map[string]string{}
+	for _, path := range []string{files.GroupKey, files.TicketKeys} {
+		var key [32]byte
+		_, _ = rand.Read(key[:]) // never fails
+		values[path] = hex.EncodeToString(key[:])
+	}
 	for _, path := range []string{files.Gateway, files.Admin, files.Backend, files.Push} {
 		values[path] = rand.Text() // 128 bits at least
 	}

@@ -140,7 +140,7 @@ func (s *Stack) newGatewayPart(name, push string) *gatewayPart {
 		cfg.Node = name
 		cfg.Listen, cfg.WebSocket, cfg.MQTT, cfg.Push = addr, g.websocket, g.mqtt, g.push
 		cfg.WebSocketPage = true
-		cfg.TLS.Cert, cfg.TLS.Key = s.paths.Server, s.paths.ServerKey
+		cfg.TLS.Cert, cfg.TLS.Key, cfg.TLS.TicketKeysFile = s.paths.Server, s.paths.ServerKey, s.secrets.TicketKeys
 		if s.cfg.Document.Enrolment == dynamic.EnrolMTLS {
 			cfg.TLS.ClientCA = s.paths.CA
 		}

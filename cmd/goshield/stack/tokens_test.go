@@ -290,7 +290,11 @@ func nothingSecretIsWritten(t *testing.T, redis []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	secrets := map[string][]byte{"the group key": groupKey}
+	ticketKey, err := hex.DecodeString(f.secret(t, f.secrets.TicketKeys))
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets := map[string][]byte{"the group key": groupKey, "the key of TLS tickets": ticketKey}
 	var mu sync.Mutex
 	cfg := f.bench(20, 100, 4*time.Second)
 	cfg.TokenStore = store

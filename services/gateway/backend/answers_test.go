@@ -221,6 +221,7 @@ func TestErrorsOfBackends(t *testing.T) {
 		{"backend_timeout|slow", wire.CodeBackendTimeout, "slow"},
 		{"revoked|your token", wire.CodeBackendError, "revoked: your token"},
 		{"own_code|%s", wire.CodeBackendError, "own_code: %s"},
+		{"backend_failed|mine", wire.CodeBackendError, "mine"},
 		{"backend_error|" + long, wire.CodeBackendError, long[:maxMessage]},
 	} {
 		w := newReplies(t)

@@ -364,6 +364,52 @@ func TestRefusalsAreNotFast(t *testing.T) {
 	}
 }
 
+// An endpoint that answers nothing but errors is not taken for the one that answers soonest, and is not ejected: the requests may be to
+// blame. So with what no device can take.
+func TestErrorsAreNotFast(t *testing.T) {
+	for name, frame := range map[string]func(stream uint64) []byte{
+		"backend_error":   func(stream uint64) []byte { return link.AppendError(nil, stream, wire.CodeBackendError, "no") },
+		"no_such_service": func(stream uint64) []byte { return link.AppendError(nil, stream, wire.CodeNoSuchService, "no") },
+		"its own code":    func(stream uint64) []byte { return link.AppendError(nil, stream, "own_code", "no") },
+		"no JSON":         func(stream uint64) []byte { return link.AppendResponse(nil, stream, []byte("<html>")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int64
+			bad := hostile(t, link.Hello{}, onRequest(func(nc net.Conn, stream uint64, _ link.Request) bool {
+				asked.Add(1)
+				_, err := nc.Write(frame(stream))
+				return err == nil
+			}))
+			good := serve(t, &sdk.Server{Handler: slowEcho})
+			r := newTestRouter(t, nil)
+			cfg := serviceAt(bad, good)
+			cfg.Algorithm = "least_response_time"
+			r.apply(map[string]dynamic.Service{"svc": cfg})
+			const requests = 40
+			for range requests {
+				if got := r.ask("svc", "1"); got.err != nil && got.err.Code == wire.CodeBackendUnavailable {
+					t.Fatal(got.err)
+				}
+			}
+			if got := asked.Load(); got == 0 || got > requests/3 {
+				t.Errorf("%d of %d requests went to the endpoint that answers with errors, want few", got, requests)
+			}
+			if n := r.metric("goshield_backend_ejections_total"); n != 0 {
+				t.Errorf("%v ejections, want none", n)
+			}
+		})
+	}
+}
+
+// slowEcho takes longer than an error does.
+func slowEcho(ctx context.Context, req sdk.Request) (sdk.Response, error) {
+	select {
+	case <-time.After(10 * time.Millisecond):
+	case <-ctx.Done():
+	}
+	return sdk.Response{Body: req.Body}, nil
+}
+
 // least_inflight leaves an endpoint alone that has not answered yet.
 func TestLeastInFlight(t *testing.T) {
 	began := make(chan struct{}, 20)

@@ -122,12 +122,13 @@ type grpcService struct {
 	*foreign
 	push    chan *backendpb.PushRequest
 	results chan *backendpb.PushResult
+	code    codes.Code // of what fails; set before the first call
 }
 
 func newGRPCService(t testing.TB) *grpcService {
 	f := newForeign("grpc", "")
 	f.failure = "FailedPrecondition: no"
-	g := &grpcService{foreign: f, push: make(chan *backendpb.PushRequest), results: make(chan *backendpb.PushResult, 10)}
+	g := &grpcService{foreign: f, push: make(chan *backendpb.PushRequest), results: make(chan *backendpb.PushResult, 10), code: codes.FailedPrecondition}
 	health := grpchealth.NewServer()
 	f.setWell = func(well bool) {
 		s := healthpb.HealthCheckResponse_SERVING
@@ -158,7 +159,7 @@ func (g *grpcService) Handle(ctx context.Context, r *backendpb.HandleRequest) (*
 	g.seen.Store(&seen)
 	answer, failed := g.command(ctx, r.Service, r.Body)
 	if failed {
-		return nil, grpcstatus.Error(codes.FailedPrecondition, "no")
+		return nil, grpcstatus.Error(g.code, "no")
 	}
 	return &backendpb.HandleResponse{Body: answer}, nil
 }
@@ -390,6 +391,100 @@ func TestBridgePushes(t *testing.T) {
 		if got, want := <-pushed, fmt.Sprintf("abcd %s {\"n\":1}", tt.service); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
+	}
+}
+
+// statusService answers every request with that status, after counting it.
+func statusService(t *testing.T, status int, asked *atomic.Int64) (addr string) {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, `1`)
+	}))
+	t.Cleanup(srv.Close)
+	return srv.Listener.Addr().String()
+}
+
+// A status that tells of the service, and not of the request, is a failure of the endpoint, though an answer to the device.
+func TestBridgeStatusEjects(t *testing.T) {
+	for status, ejected := range map[int]bool{
+		500: true, 502: true, 503: true, 504: true, 507: true,
+		302: false, 404: false, 418: false, 429: false, 501: false, 505: false,
+	} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			var bad, good atomic.Int64
+			cfg := newForeign("http", "").cfg
+			cfg.Endpoints = []string{statusService(t, status, &bad), statusService(t, http.StatusOK, &good)}
+			r := newTestRouter(t, nil)
+			r.apply(map[string]dynamic.Service{"svc": cfg})
+			begun := time.Now()
+			for range 2 * (r.timing.ejectAfter + 3) {
+				if got := r.ask("svc", `1`); got.err != nil {
+					wantCode(t, "an answer", got, wire.CodeBackendError)
+					if want := fmt.Sprintf("the backend answered HTTP status %d", status); got.err.Message != want {
+						t.Errorf("the device is told %q, want %q", got.err.Message, want)
+					}
+				}
+			}
+			n, asked := r.metric("goshield_backend_ejections_total", "endpoint", cfg.Endpoints[0]), bad.Load()
+			switch most := int64(r.timing.ejectAfter); {
+			case !ejected && (n != 0 || asked != most+3):
+				t.Errorf("%v ejections, and asked %d times; want none, and %d", n, asked, most+3)
+			case ejected && (n == 0 || asked < most):
+				t.Errorf("%v ejections, and asked %d times; want one, and %d", n, asked, most)
+			case ejected && asked > most && time.Since(begun) < 4*time.Second: // an ejection lasts five
+				t.Errorf("asked %d times, want %d and then no more", asked, most)
+			}
+		})
+	}
+}
+
+// A service that fails at once is not the fastest.
+func TestBridgeFailuresAreNotFast(t *testing.T) {
+	var bad atomic.Int64
+	well := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-r.Context().Done():
+		}
+		_, _ = io.WriteString(w, `1`)
+	}))
+	t.Cleanup(well.Close)
+	cfg := newForeign("http", "").cfg
+	cfg.Algorithm = "least_response_time"
+	cfg.Endpoints = []string{statusService(t, http.StatusServiceUnavailable, &bad), well.Listener.Addr().String()}
+	r := newTestRouter(t, nil)
+	r.apply(map[string]dynamic.Service{"svc": cfg})
+	const requests = 60
+	for range requests {
+		r.ask("svc", `1`)
+	}
+	if n := bad.Load(); n == 0 || n > requests/6 {
+		t.Errorf("%d of %d requests went to the endpoint that answers 503, want few", n, requests)
+	}
+}
+
+// The statuses of gRPC count as those of HTTP that they stand for.
+func TestBridgeGRPCStatusEjects(t *testing.T) {
+	for code, ejected := range map[codes.Code]float64{
+		codes.Unknown: 1, codes.Internal: 1, codes.DataLoss: 1, codes.Unavailable: 1,
+		codes.FailedPrecondition: 0, codes.InvalidArgument: 0, codes.Unimplemented: 0, codes.ResourceExhausted: 0, codes.NotFound: 0,
+	} {
+		t.Run(code.String(), func(t *testing.T) {
+			g := newGRPCService(t)
+			g.code = code
+			r := newTestRouter(t, nil)
+			r.apply(map[string]dynamic.Service{"fail": g.cfg})
+			for range r.timing.ejectAfter {
+				if r.ask("fail", `1`).err == nil {
+					t.Fatal("the call succeeded")
+				}
+			}
+			if n := r.metric("goshield_backend_ejections_total"); n != ejected {
+				t.Errorf("%v ejections, want %v", n, ejected)
+			}
+		})
 	}
 }
 

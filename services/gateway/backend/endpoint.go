@@ -74,19 +74,36 @@ func (e *endpoint) inFlight() int { return int(e.target.InFlight()) }
 // that shall show whether it is well.
 func (e *endpoint) reserved() bool { return e.probation.Load() && e.target.InFlight() > 0 }
 
-// answered notes that the endpoint is alive.
+// answered notes that the endpoint has done what it was asked, and tells the balancer how long it took, if it wants to know.
 func (e *endpoint) answered(q *request) {
+	e.alive()
+	if e.service.observes.Load() {
+		took := time.Duration(e.service.router.clock() - q.sent)
+		e.target.Observe(took)
+		e.service.replies.Observe(took)
+	}
+}
+
+// errorTimes is how much longer than the service's answers an error takes, to the balancer.
+const errorTimes = 2
+
+// erred notes that the endpoint has answered with an error. It is alive, and the request may be to blame, so that it is not ejected.
+// But errors are quick: as what they take, an endpoint that has nothing else would pass for the fastest. As the
+// whole timeout, a device that asks for nonsense would empty the endpoints that it reaches.
+func (e *endpoint) erred(q *request) {
+	e.alive()
+	if !e.service.observes.Load() {
+		return
+	}
+	if usual := e.service.replies.Response(); usual > 0 { // else nothing is known of how fast it could be
+		e.target.Observe(max(time.Duration(e.service.router.clock()-q.sent), errorTimes*usual))
+	}
+}
+
+func (e *endpoint) alive() {
 	e.ejector.Succeeded()
 	if e.probation.Load() {
 		e.probation.Store(false)
-	}
-	e.observe(q)
-}
-
-// observe tells the balancer how long a request took, if it wants to know.
-func (e *endpoint) observe(q *request) {
-	if e.service.observes.Load() {
-		e.target.Observe(time.Duration(e.service.router.clock() - q.sent))
 	}
 }
 

@@ -155,8 +155,7 @@ func (l *liveLink) handle(f link.Frame) error {
 	switch f.Type {
 	case link.TypeResponse:
 		if q, ok := l.take(f.Stream); ok {
-			q.endpoint.answered(&q)
-			q.done(q.endpoint.service.reply(&q, f.Payload))
+			q.answered(f.Payload)
 		}
 	case link.TypeError:
 		e, err := f.Error()
@@ -191,6 +190,17 @@ func (l *liveLink) take(stream uint64) (request, bool) {
 	return q, false
 }
 
+// answered ends a request that was answered with a RESPONSE.
+func (q *request) answered(body []byte) {
+	reply := q.endpoint.service.reply(q, body)
+	if reply.Err == nil {
+		q.endpoint.answered(q)
+	} else {
+		q.endpoint.erred(q)
+	}
+	q.done(reply)
+}
+
 // maxMessage bounds a backend's words, in bytes: they travel in an ERROR frame.
 const maxMessage = 256
 
@@ -207,12 +217,17 @@ func (q *request) refused(e *wire.Error) {
 			q.lose(failure)
 		}
 		return
+	case link.CodeBackendFailed:
+		e.Code = wire.CodeBackendError
+		q.endpoint.failed(q, e)
+		q.done(Reply{Err: wire.Errorf(e.Code, "%s", message)})
+		return
 	case wire.CodeNoSuchService, wire.CodeBackendError:
 	default: // a code that would mean something else on the device's connection
 		message = strings.ToValidUTF8(string(e.Code[:min(len(e.Code), 64)])+": "+message, "")
 		e.Code = wire.CodeBackendError
 	}
-	q.endpoint.answered(q)
+	q.endpoint.erred(q)
 	q.done(Reply{Err: wire.Errorf(e.Code, "%s", message)})
 }
 

@@ -109,20 +109,24 @@ func (t *retry) begin() bool {
 	return true
 }
 
-// The budget of retries: one for every ten requests, saved up to maxRetries. More
-// would make an overloaded service's load twice what it is.
+// The budget of retries: one for every ten requests, saved up to maxRetries. So of any requests in a row a tenth and maxRetries are
+// sent twice at most, from the service's beginning a tenth and firstRetries. More would make an overloaded service's load twice what
+// it is; see docs/adr/0022-what-counts-against-an-endpoint.md.
 const (
 	retryCost    = 10
-	firstRetries = 10
-	maxRetries   = 100
+	firstRetries = 1
+	maxRetries   = 10
 )
 
 // budget counts what may be spent on retries, in tenths of one.
 type budget struct{ tenths atomic.Int64 }
 
 func (b *budget) earn() {
-	if b.tenths.Load() < maxRetries*retryCost {
-		b.tenths.Add(1)
+	for {
+		have := b.tenths.Load()
+		if have >= maxRetries*retryCost || b.tenths.CompareAndSwap(have, have+1) {
+			return
+		}
 	}
 }
 

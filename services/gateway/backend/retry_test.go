@@ -41,6 +41,7 @@ func TestRetryElsewhere(t *testing.T) {
 			cfg.Idempotent = true
 			r.apply(map[string]dynamic.Service{"svc": cfg})
 			for asked.Load() < 8 {
+				r.saved("svc")
 				wantBody(t, "whatever its first endpoint", r.ask("svc", `"x"`), `"x"`)
 			}
 			eventually(t, "as many retries are counted as there were", func() bool { // the answer may be faster than the count
@@ -69,6 +70,11 @@ func TestNoRetryUnlessIdempotent(t *testing.T) {
 	}
 }
 
+// saved fills a service's budget.
+func (r *testRouter) saved(service string) {
+	(*r.table.Load())[service].budget.tenths.Store(maxRetries * retryCost)
+}
+
 // A request is sent twice at most, and never to the same endpoint.
 func TestRetryOnce(t *testing.T) {
 	var a, b atomic.Int64
@@ -85,13 +91,14 @@ func TestRetryOnce(t *testing.T) {
 	r.eventually("the other has left", func() bool { return r.metric("goshield_backend_links") == 2 })
 	a.Store(0)
 	b.Store(0)
+	r.saved("svc")
 	wantCode(t, "without another endpoint", r.ask("svc", "1"), wire.CodeBackendUnavailable)
 	if n := a.Load() + b.Load(); n != 1 {
 		t.Errorf("asked %d times, want once", n)
 	}
 }
 
-// Retries are a tenth of the requests, after a small advance.
+// Retries are a tenth of the requests, and one for a service that has had none yet.
 func TestRetryBudget(t *testing.T) {
 	var a, b atomic.Int64
 	r := newTestRouter(t, func(_ *Config, times *timing) { times.ejectAfter = 0 })
@@ -115,6 +122,33 @@ func TestRetryBudget(t *testing.T) {
 	}
 }
 
+// However many requests were answered before, few retries are saved: and few are as many for a service that is seldom asked.
+func TestRetriesSaved(t *testing.T) {
+	var b budget
+	spend := func() (n int) {
+		for b.spend() {
+			n++
+		}
+		return n
+	}
+	for range 100_000 {
+		b.earn()
+	}
+	if n := spend(); n != 10 {
+		t.Errorf("%d retries after 100 000 requests, want 10", n)
+	}
+	for range 9 {
+		b.earn()
+	}
+	if n := spend(); n != 0 {
+		t.Errorf("%d retries after 9 requests, want none", n)
+	}
+	b.earn()
+	if n := spend(); n != 1 {
+		t.Errorf("%d retries after 10 requests, want 1", n)
+	}
+}
+
 // A cancelled request is not sent again, and one that was sent again can be cancelled.
 func TestCancelOfARetry(t *testing.T) {
 	began := make(chan struct{}, 10)
@@ -123,6 +157,7 @@ func TestCancelOfARetry(t *testing.T) {
 	cfg := serviceAt(refusing(t, &asked), serve(t, &sdk.Server{Handler: hanging(began)}))
 	cfg.Idempotent = true
 	r.apply(map[string]dynamic.Service{"svc": cfg})
+	r.saved("svc")
 	w := newReplies(t)
 	for tag := range uint32(8) { // one way or the other it ends up where it hangs
 		h := r.Send(Request{Service: "svc", Body: []byte("1"), JSON: true}, w, tag)

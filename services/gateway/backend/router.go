@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -159,31 +158,13 @@ func newRules(name string, cfg dynamic.Service) (rules, error) {
 	if cfg.Links < 1 || cfg.Timeout <= 0 {
 		return rules{}, config.Errorf(key, "links and timeout must be positive, got %d and %v", cfg.Links, cfg.Timeout.D())
 	}
-	if cfg.DNS != "" {
-		if err := checkAddress(cfg.DNS); err != nil {
-			return rules{}, &config.Error{Key: key + ".dns", Err: err}
-		}
-	}
-	for _, address := range cfg.Endpoints {
-		if err := checkAddress(address); err != nil {
-			return rules{}, &config.Error{Key: key + ".endpoints", Err: err}
-		}
+	if err := cfg.CheckAddresses(key); err != nil {
+		return rules{}, err
 	}
 	endpoints := slices.Clone(cfg.Endpoints)
 	slices.Sort(endpoints)
 	cfg.Endpoints = slices.Compact(endpoints)
 	return rules{Service: cfg, balancer: b}, nil
-}
-
-func checkAddress(address string) error {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil || host == "" {
-		return fmt.Errorf("%q is not an address of the form host:port", address)
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return fmt.Errorf("%q: the port must be a number from 1 to 65535", address)
-	}
-	return nil
 }
 
 // Unavailable lists, sorted, the services that have no backend to send to

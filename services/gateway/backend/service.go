@@ -42,7 +42,8 @@ type service struct {
 
 	selection atomic.Pointer[selection] // what send reads
 	budget    budget
-	observes  atomic.Bool // response times matter to the balancer
+	observes  atomic.Bool     // response times matter to the balancer
+	replies   *balance.Target // how long answers take that are no errors, if so; it is never picked
 
 	mu        sync.Mutex
 	rules     rules
@@ -53,7 +54,11 @@ type service struct {
 }
 
 func newService(r *Router, name string) *service {
-	s := &service{router: r, name: name, log: r.cfg.Log.With(zap.String("service", name)), down: true} // until the first link: no news
+	s := &service{
+		router: r, name: name, log: r.cfg.Log.With(zap.String("service", name)),
+		replies: balance.NewTarget(name, 1),
+		down:    true, // until the first link: no news
+	}
 	s.budget.tenths.Store(firstRetries * retryCost)
 	r.metrics.addService(name)
 	return s

@@ -116,6 +116,8 @@ func grpcFailure(s *status.Status) error {
 		return wire.Errorf(wire.CodeBackendTimeout, "the backend gave up")
 	case codes.NotFound:
 		return wire.Errorf(wire.CodeNoSuchService, "%s", s.Message())
+	case codes.Unknown, codes.Internal, codes.DataLoss: // what would be status 500
+		return wire.Errorf(link.CodeBackendFailed, "%s: %s", s.Code(), s.Message())
 	}
 	return wire.Errorf(wire.CodeBackendError, "%s: %s", s.Code(), s.Message())
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/goshield/goshield/sdk/backend"
+	"github.com/goshield/goshield/sdk/link"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
@@ -105,7 +106,7 @@ func (c *httpCaller) handle(ctx context.Context, req backend.Request) (backend.R
 	defer resp.Body.Close()
 	if resp.StatusCode < 200 || resp.StatusCode >= 300 {
 		drain(resp)
-		return backend.Response{}, wire.Errorf(wire.CodeBackendError, "the backend answered HTTP status %d", resp.StatusCode)
+		return backend.Response{}, wire.Errorf(statusCode(resp.StatusCode), "the backend answered HTTP status %d", resp.StatusCode)
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	switch {
@@ -117,6 +118,15 @@ func (c *httpCaller) handle(ctx context.Context, req backend.Request) (backend.R
 		body = []byte("null") // such as status 204
 	}
 	return backend.Response{Body: body}, nil
+}
+
+// statusCode is what a status of no success is in the protocol's codes. Those of 500 and more tell of the service and not of the
+// request, 501 and 505 excepted: HAProxy (observe layer7) counts the same as errors of a server, Envoy all from 500 on.
+func statusCode(status int) wire.Code {
+	if status >= 500 && status != http.StatusNotImplemented && status != http.StatusHTTPVersionNotSupported {
+		return link.CodeBackendFailed
+	}
+	return wire.CodeBackendError
 }
 
 // drain reads what is left of an answer, within bounds, so that the connection can be used again. After a switch of
@@ -140,7 +150,7 @@ func httpFailure(ctx context.Context, err error) error {
 	case errors.As(err, new(*net.OpError)) || (errors.As(err, &netErr) && netErr.Timeout()):
 		return wire.Errorf(wire.CodeBackendUnavailable, "the backend cannot be reached")
 	}
-	return wire.Errorf(wire.CodeBackendError, "the backend's answer is not HTTP")
+	return wire.Errorf(link.CodeBackendFailed, "the backend's answer is not HTTP")
 }
 
 func (c *httpCaller) probe(ctx context.Context) error {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/goshield/goshield/sdk/backend"
+	"github.com/goshield/goshield/sdk/link"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
@@ -64,9 +65,9 @@ func FuzzHTTPStatus(f *testing.F) {
 			t.Fatalf("got %v, want one of the protocol's errors", err)
 		}
 		switch e.Code {
-		case wire.CodeBackendError, wire.CodeBackendUnavailable:
+		case wire.CodeBackendError, wire.CodeBackendUnavailable, link.CodeBackendFailed:
 		default:
-			t.Errorf("got %v, want %s or %s", e, wire.CodeBackendError, wire.CodeBackendUnavailable)
+			t.Errorf("got %v, want %s, %s or %s", e, wire.CodeBackendError, wire.CodeBackendUnavailable, link.CodeBackendFailed)
 		}
 		if strings.Contains(e.Message, "service.test") {
 			t.Errorf("%q tells the device an address", e.Message)

@@ -6,9 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -18,24 +16,16 @@ import (
 // authorities are the certificates of a PEM file by which those of others are checked. The file is read again when it
 // changes; one that cannot be used leaves the old certificates in force. It is safe for concurrent use.
 type authorities struct {
-	path string
-	told func(error) // of each file that is new, with mu held: nil, or why it cannot be used. Of one that is away each time
+	told func(error) // of each file that is new, with mu held: nil, or why it cannot be used
 
-	mu      sync.Mutex
-	pool    *x509.CertPool // never changes; another file is another pool
-	checked time.Time
-	read    fileState // of the file that pool, or the last failure, came from; zero: it could not be read
-}
-
-// fileState tells one file from the one that takes its place.
-type fileState struct {
-	modified time.Time
-	size     int64
+	mu   sync.Mutex
+	pool *x509.CertPool // never changes; another file is another pool
+	file followedFiles
 }
 
 // openAuthorities reads the file that the configuration's key names.
 func openAuthorities(key, path string, told func(error)) (*authorities, error) {
-	a := &authorities{path: path, told: told}
+	a := &authorities{told: told, file: followedFiles{paths: []string{path}}}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if _, err := a.load(); err != nil {
@@ -48,9 +38,6 @@ func openAuthorities(key, path string, told func(error)) (*authorities, error) {
 func (a *authorities) get() *x509.CertPool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if time.Since(a.checked) < certificateCheck {
-		return a.pool
-	}
 	if changed, err := a.load(); changed {
 		a.told(err)
 	}
@@ -59,26 +46,13 @@ func (a *authorities) get() *x509.CertPool {
 
 // load reads the file if it has changed. mu is held.
 func (a *authorities) load() (changed bool, err error) {
-	a.checked = time.Now()
-	before := a.read
-	a.read = fileState{}
-	info, err := os.Stat(a.path)
-	if err != nil {
-		return true, err
+	contents, err := a.file.changed()
+	if contents == nil {
+		return err != nil, err
 	}
-	now := fileState{info.ModTime(), info.Size()}
-	if now == before {
-		a.read = now
-		return false, nil
-	}
-	data, err := os.ReadFile(a.path)
+	pool, err := parseAuthorities(contents[0])
 	if err != nil {
-		return true, err
-	}
-	a.read = now
-	pool, err := parseAuthorities(data)
-	if err != nil {
-		return true, fmt.Errorf("%s %w", a.path, err)
+		return true, fmt.Errorf("%s %w", a.file.paths[0], err)
 	}
 	a.pool = pool
 	return true, nil

@@ -165,7 +165,7 @@ func TestCAFileIsToldOfOnce(t *testing.T) {
 	}
 	look := func() { // a second later
 		a.mu.Lock()
-		a.checked = time.Time{}
+		a.file.checked = time.Time{}
 		a.mu.Unlock()
 		a.get()
 	}

@@ -11,13 +11,13 @@ type timings struct {
 	proxyHeader time.Duration // for a PROXY header
 	handshake   time.Duration // for TLS, and for an HTTP upgrade
 	hello       time.Duration // for HELLO, and for PROOF
-	frame       time.Duration // for a frame to become complete, from its first byte
+	frame       time.Duration // for a frame, or the TLS record it comes in, to become complete, from its first byte
 	writeStall  time.Duration // for a device to take a piece, or to empty a full queue
 	rejection   time.Duration // of nothing but rejected frames
 	lastWords   time.Duration // for an ERROR to be written and the connection to be closed
 	linger      time.Duration // of that, for the device to close its side
 	finish      time.Duration // for requests in flight when a session has to go
-	park        time.Duration // without a frame until the reader leaves
+	park        time.Duration // without a frame until the reader leaves; 0: it stays
 	pushAck     time.Duration // for a PUSH_ACK where the sender says nothing
 	confirm     time.Duration // between tries to confirm a token while auth-service is away
 	tick        time.Duration // of the timer wheel
@@ -228,6 +228,26 @@ func (s *session) mayRead() bool {
 		s.readAgain()
 	}
 	return s.state <= stateOpen
+}
+
+// waits notes that bytes are waited for: the rest of what has begun, which then has its deadline, or something new. Whoever reads from
+// the socket calls it, which is the reader until the last words are out.
+func (s *session) waits() {
+	switch {
+	case s.within.Load() || (s.sock.secure != nil && tlsHoldsPart(s.sock.secure)):
+		s.frameBegan()
+	case s.frameStart.Load() != 0:
+		s.frameStart.Store(0) // it was a ping, or a record that is TLS's own
+	}
+}
+
+// frameBegan notes that part of a frame has come.
+func (s *session) frameBegan() {
+	if s.frameStart.Load() == 0 {
+		now := s.srv.now()
+		s.frameStart.Store(now)
+		s.armLocked(now + int64(s.srv.timings.frame))
+	}
 }
 
 // blocked reports whether the gateway must not read from the device. mu is held.

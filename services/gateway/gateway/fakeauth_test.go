@@ -37,9 +37,14 @@ type fakeAuth struct {
 	calls           map[string]int
 	released        []authapi.Release
 	lastIP          string
+	// lost: what is asked of it is done, and the answer gets lost.
+	lost bool
 	// noRotation answers rotations with unavailable.
 	noRotation bool
 }
+
+// errLost is what a caller sees of an answer that got lost.
+var errLost = &authclient.Unavailable{Err: errors.New("the answer got lost")}
 
 type fakeDevice struct {
 	cur, next, prev wire.Token
@@ -129,6 +134,9 @@ func (a *fakeAuth) Issue(ctx context.Context, r authapi.IssueRequest) (authapi.I
 	}
 	*d = fakeDevice{cur: newToken(), curExp: time.Now().Add(a.rules.TTL.D()), owner: d.owner, epoch: d.epoch}
 	previous := d.claim(r.Owner)
+	if a.lost {
+		return authapi.IssueAnswer{}, errLost
+	}
 	return authapi.IssueAnswer{Token: d.cur, ExpiresAt: d.curExp.UnixMilli(), ExpiresIn: a.rules.TTL.D().Milliseconds(), Epoch: d.epoch, PreviousOwner: previous}, nil
 }
 
@@ -150,6 +158,9 @@ func (a *fakeAuth) Verify(ctx context.Context, r authapi.VerifyRequest) (authapi
 		answer.PreviousOwner = d.claim(r.Claim.Owner)
 	}
 	answer.Epoch = d.epoch
+	if a.lost {
+		return authapi.VerifyAnswer{}, errLost
+	}
 	return answer, nil
 }
 
@@ -214,7 +225,7 @@ func (a *fakeAuth) Rotate(ctx context.Context, r authapi.RotateRequest) (authapi
 		return authapi.RotateAnswer{}, wire.Errorf(wire.CodeBadToken, "no such record")
 	case d.revoked:
 		return authapi.RotateAnswer{}, wire.Errorf(wire.CodeRevoked, "revoked")
-	case d.cur != r.Token:
+	case d.cur != r.Token, d.owner != "" && d.owner != r.Owner:
 		return authapi.RotateAnswer{}, &wire.Error{Code: authapi.CodeNotCurrent}
 	}
 	d.next, d.nextExp = newToken(), time.Now().Add(a.rules.TTL.D())

@@ -148,6 +148,7 @@ func (s *session) notWelcome(err error) bool {
 	if errors.As(err, &refused) {
 		return s.refuse(refused)
 	}
+	s.srv.unsure.note(s.client, s.srv.now()) // it may have let the session in, and its answer was lost
 	return s.refuse(unavailable(err))
 }
 
@@ -161,9 +162,12 @@ type granted struct {
 }
 
 // welcome opens the session. WELCOME is queued before anybody else can find the
-// session, so that it is the first frame after the opening, and leaves when everybody can.
+// session, so that it is the first frame after the opening, and leaves when everybody can. Whatever becomes of
+// the session, it has taken the device from those before it, and nobody else is told of them.
 func (s *session) welcome(g granted) bool {
+	s.srv.evictElsewhere(g.previousOwner, s.client, g.epoch)
 	if !s.openState(g) {
+		s.srv.endLocal(s.client, g.epoch)
 		s.srv.releases.add(s.client, g.epoch) // closed meanwhile: nobody will use what was claimed
 		return false
 	}
@@ -175,7 +179,6 @@ func (s *session) welcome(g granted) bool {
 	if older != nil {
 		older.takenOver()
 	}
-	s.srv.evictElsewhere(g.previousOwner, s.client, g.epoch)
 	if s.srv.table.revokedLately(s.client, s.srv.now()) {
 		// Did the device enrol after that? Its record tells. While auth-service was asked, either may have come first; and a
 		// primary of Redis that was cut off before the revocation knows nothing of it (ADR 0007).

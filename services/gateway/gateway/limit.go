@@ -38,14 +38,12 @@ func (s *session) admit(payload int, id *uint32) (ok, goOn bool) {
 	return false, s.reject(retry, id)
 }
 
-// admitPing takes a WebSocket ping or pong out of the device's buckets, as if it were a frame, and reports whether it is
-// to be answered. One that is over the limit gets no answer, which could not be told from one to a frame.
+// admitPing takes a WebSocket ping, a pong or a further fragment of a message out of the device's buckets, as if it were a frame, and reports
+// whether a ping is to be answered. One that is over the limit gets no answer, which could not be told from one to a frame; a
+// fragment is taken all the same, late, or its message would be lost.
 // The transport calls it, on the reader; the flusher, too, but only when the session is closing.
 func (s *session) admitPing(payload int) bool {
-	s.mu.Lock()
-	open := s.state <= stateOpen
-	s.mu.Unlock()
-	if !open {
+	if !s.isOpen() {
 		return false
 	}
 	retry := s.takeTokens(payload)
@@ -65,6 +63,13 @@ func (s *session) admitPing(payload int) bool {
 		}
 	}
 	return false
+}
+
+// isOpen reports whether the session deals with what comes.
+func (s *session) isOpen() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state <= stateOpen
 }
 
 // takeTokens returns 0 if the device is within its limits, else when to ask again.

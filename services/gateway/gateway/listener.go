@@ -111,6 +111,7 @@ func (s *Server) handshakeTLS(sock *socket) (*tls.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
+	sock.secure = conn
 	return conn, nil
 }
 

@@ -32,8 +32,11 @@ import (
 // fleetAddr tells the test binary to be the devices: of TestMemoryOfParkedDevices, at that address, which may be one of WebSocket.
 const fleetAddr = "GOSHIELD_TEST_FLEET"
 
-// TestFleet is no test of its own: for each line of standard input it enrols as many devices more, and prints a line. It holds
-// them until standard input ends.
+// announce has the devices of a fleet announce what does not come.
+const announce = "announce"
+
+// TestFleet is no test of its own: for each line of standard input it enrols as many devices more, or does what it says, and prints a line.
+// It holds them until standard input ends.
 func TestFleet(t *testing.T) {
 	addr := os.Getenv(fleetAddr)
 	if addr == "" {
@@ -47,6 +50,10 @@ func TestFleet(t *testing.T) {
 	roots.AppendCertsFromPEM(ca)
 	var conns []net.Conn
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); fmt.Println("connected") {
+		if in.Text() == announce {
+			announceFrames(t, conns)
+			continue
+		}
 		n, err := strconv.Atoi(in.Text())
 		if err != nil {
 			t.Fatal(err)
@@ -68,8 +75,28 @@ func TestFleet(t *testing.T) {
 	}
 }
 
+// announceFrames sends the beginning of the longest frame, and then that of the longest record.
+func announceFrames(t *testing.T, conns []net.Conn) {
+	t.Helper()
+	for _, c := range conns {
+		conn := c.(*tls.Conn)
+		if _, err := conn.Write([]byte{wire.Version1, byte(wire.TypeRequest), 0x40, 0, '{'}); err != nil { // 16 384 bytes to come
+			t.Fatal(err)
+		}
+		if _, err := conn.NetConn().Write([]byte{23, 3, 3, 0x41, 0, 1}); err != nil { // application data, 16 640 bytes of it
+			t.Fatal(err)
+		}
+	}
+}
+
 // fleet starts another process for devices at that address, and returns what makes it enrol so many more. It lives until the test ends.
 func (w *world) fleet(addr string) (enrol func(n int)) {
+	tell := w.fleetToTell(addr)
+	return func(n int) { tell(strconv.Itoa(n)) }
+}
+
+// fleetToTell is fleet for those that do more than to enrol.
+func (w *world) fleetToTell(addr string) (tell func(what string)) {
 	w.t.Helper()
 	w.write("ca.pem", w.ca.PEM())
 	self, err := os.Executable()
@@ -91,9 +118,9 @@ func (w *world) fleet(addr string) (enrol func(n int)) {
 	}
 	said := bufio.NewReader(out)
 	w.t.Cleanup(func() { _ = in.Close(); _, _ = io.Copy(io.Discard, out); _ = cmd.Wait() })
-	return func(n int) {
+	return func(what string) {
 		w.t.Helper()
-		if _, err := fmt.Fprintln(in, n); err != nil {
+		if _, err := fmt.Fprintln(in, what); err != nil {
 			w.t.Fatal(err)
 		}
 		if line, err := said.ReadString('\n'); err != nil || line != "connected\n" {
@@ -172,6 +199,36 @@ func memoryOfParked(t *testing.T, addr func(s *Server) string) (each float64, n 
 		t.Errorf("%d parked devices have %d goroutines, want none", n, more)
 	}
 	return float64(held()-before) / float64(n), n
+}
+
+// RELIABILITY row 6, over TLS and of devices that have been welcomed: each sends a header that announces the longest frame of the usual
+// limit, and one that announces the longest record.
+func TestMemoryOfAnnouncedRecords(t *testing.T) {
+	n := 300
+	if long {
+		n = 3000
+	}
+	doc := testDoc()
+	doc.Heartbeat.Interval, doc.IdleTimeout = 0, dynamic.Duration(time.Hour)
+	w := newWorld(t, doc)
+	s := w.gateway("gw-1", func(_ *Config, times *timings) { times.frame = time.Hour })
+	tell := w.fleetToTell(s.Addr())
+	before := held()
+	tell(strconv.Itoa(n))
+	tell(announce)
+	eventually(t, "all that was sent has been read", func() bool {
+		for _, ses := range s.table.all() {
+			if ses.frameStart.Load() == 0 || !ses.within.Load() {
+				return false
+			}
+		}
+		return len(s.table.all()) == n
+	})
+	each := float64(held()-before) / float64(n)
+	t.Logf("%d devices that have announced a frame and a record hold %.0f bytes each", n, each)
+	if each > 32<<10 {
+		t.Errorf("a device that has announced a frame and a record holds %.0f bytes, want at most 32 KiB", each)
+	}
 }
 
 // held is what the heap's live objects and all stacks take.

@@ -95,9 +95,7 @@ func (s *mqttStream) fill() (int, error) {
 			return size, nil
 		}
 		s.makeRoom(max(size, 1))
-		if s.w > s.r {
-			s.ses.frameBegan()
-		}
+		s.ses.within.Store(s.w > s.r)
 		n, err := s.stream.Read(s.buf[s.w:])
 		s.w += n
 		if err != nil && n == 0 {
@@ -276,13 +274,4 @@ func (s *session) sendPackets(p []byte) {
 func (s *session) frameCame() {
 	s.frameStart.Store(0)
 	s.lastFrame.Store(s.srv.now())
-}
-
-// frameBegan notes that part of a frame has come. The reader calls it.
-func (s *session) frameBegan() {
-	if s.frameStart.Load() == 0 {
-		now := s.srv.now()
-		s.frameStart.Store(now)
-		s.armLocked(now + int64(s.srv.timings.frame))
-	}
 }

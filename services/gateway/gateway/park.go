@@ -9,14 +9,17 @@ import (
 // Parking: after a short time without a frame the reader leaves, with its stack and its buffers, and the
 // connection waits in the lot (package parking) until something comes. A reader waits in Read, at no cost to
 // the frames that come; when it has waited for long enough, the timer wheel interrupts it, and it looks for itself whether it may leave.
-// By then crypto/tls has handed out all that it had: an interrupted Read leaves at most part of a record there,
-// whose rest will make the connection readable. Bytes that come between the interrupt and the parking do so at once.
+// By then crypto/tls has handed out all that it had, and if that Read was waiting for the rest of a frame or of a TLS record, it stays: until
+// then there are buffers, and a deadline (see waits). Bytes that come between the interrupt and the parking make the connection readable at once.
 //
 // A parked session is like any other to everybody but its reader: the flusher writes, deadlines pass, others
 // end it.
 
 // startParking makes the lot, where the system can have one.
 func (s *Server) startParking() {
+	if s.timings.park == 0 {
+		return
+	}
 	lot, err := parking.New()
 	if err != nil {
 		s.log.Info("idle connections keep their goroutines", zap.Error(err))
@@ -26,10 +29,14 @@ func (s *Server) startParking() {
 	go lot.Run() // until endWork
 }
 
-// spotFor is conn as something to park; nil: it cannot be.
+// spotFor is conn as something to park; nil: it cannot be. Either way it gives up what its handshake needed: nobody reads from it yet.
 func (s *Server) spotFor(conn transport) parkable {
 	p, ok := conn.(parkable)
-	if !ok || s.lot == nil || p.space() == nil {
+	if !ok {
+		return nil
+	}
+	p.shrink()
+	if s.lot == nil || p.space() == nil {
 		return nil
 	}
 	return p
@@ -59,16 +66,21 @@ func (s *session) askToPark() {
 	s.spot.interrupt()
 }
 
+// stay takes back that the reader was asked to leave. mu is held.
+func (s *session) stay() {
+	s.interrupted = false
+	s.spot.resume()
+}
+
 // park is the interrupted reader's look whether it may leave. If so the session is another reader's when it
 // returns.
 func (s *session) park() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.interrupted = false
-	s.spot.resume()
+	s.stay()
 	now := s.srv.now()
 	quiet := now-s.quietSince() >= int64(s.srv.timings.park)
-	if s.state != stateOpen || !quiet || s.in.Buffered() > 0 || !s.enterLot() {
+	if s.state != stateOpen || !quiet || s.frameStart.Load() != 0 || !s.enterLot() {
 		s.readerCame = now // asked again after as long
 		s.armParking()
 		return false

@@ -247,6 +247,9 @@ func (s *Server) endLocal(id wire.ClientID, epoch int64) bool {
 		if ses != nil {
 			ses.takenOver()
 		}
+		if s.unsure.take(id, s.now()) {
+			s.evictEverywhere(id, epoch)
+		}
 		return ses != nil
 	}
 	ses := s.table.find(id)

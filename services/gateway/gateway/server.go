@@ -126,6 +126,7 @@ type Server struct {
 	farewells  chan struct{} // of devices that are told to come later
 	memoryFull atomic.Bool
 	suspects   *suspects
+	unsure     *unsure
 
 	ctx    context.Context // of everything that runs; ends last
 	cancel context.CancelFunc
@@ -176,7 +177,7 @@ func newServer(cfg Config, deps service.Deps, t timings) (*Server, error) {
 		health:  admin.NewHealth(deps.Metrics, dependencyAuth, dependencyRedis),
 		wheel:   wheel.New(t.tick, wheelSlots),
 		sockets: newSockets(), table: newTable(),
-		sheds: make(chan struct{}, shedsMax), farewells: make(chan struct{}, farewellsMax), suspects: newSuspects(),
+		sheds: make(chan struct{}, shedsMax), farewells: make(chan struct{}, farewellsMax), suspects: newSuspects(), unsure: newUnsure(),
 		bootID: uint64(rand.Uint32()),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -223,7 +224,8 @@ func (s *Server) openTLS(reg prometheus.Registerer) error {
 	if cfg.TicketKeysFile == "" {
 		return nil
 	}
-	return openTickets(cfg.TicketKeysFile, s.log, s.tls, s.webTLS)
+	_, err = openTickets(cfg.TicketKeysFile, s.log, s.tls, s.webTLS)
+	return err
 }
 
 func openSecret(key, path string) (*secret.Secret, error) {
@@ -342,7 +344,7 @@ func (s *Server) startRegistry() {
 	if s.registry != nil {
 		return // a test brought one
 	}
-	self := registry.Node{Admin: s.cfg.advertised(s.cfg.Admin), Boot: strconv.FormatUint(s.bootID, 16)}
+	self := registry.Node{Admin: s.cfg.advertised(s.cfg.Admin), Boot: strconv.FormatUint(s.bootID, 16), NoClientCA: s.cfg.TLS.ClientCA == ""}
 	if s.pushLn != nil {
 		self.Push = s.cfg.advertised(s.pushLn.Addr().String())
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -123,6 +124,12 @@ func TestResetCancelsRequests(t *testing.T) {
 	w := newWorld(t, testDoc())
 	echo := w.doc.Services["echo"]
 	echo.Timeout = dynamic.Duration(10 * time.Minute) // its own cancellation comes too late to be taken for this one
+	var links atomic.Int64
+	ln := countedListener{listenAt(t, "127.0.0.1:0"), &links}
+	served := make(chan struct{})
+	go func() { defer close(served); _ = w.backend.Serve(ln) }()
+	t.Cleanup(func() { _ = ln.Close(); <-served })
+	echo.Endpoints, echo.Links = []string{ln.Addr().String()}, 1 // so that what comes after goes over the very same link, or a new one
 	w.doc.Services["echo"] = echo
 	cancelled := make(chan struct{})
 	w.handler = func(ctx context.Context, req sdkbackend.Request) (sdkbackend.Response, error) {
@@ -134,6 +141,7 @@ func TestResetCancelsRequests(t *testing.T) {
 	}
 	s := w.gateway("gw-1", nil)
 	w.settled(s)
+	before := links.Load()
 	raw := dialRaw(t, s.Addr())
 	d := newDevice(t, tls.Client(raw, w.clientTLS()))
 	d.hello(clientID(1), wire.Token{})
@@ -155,6 +163,24 @@ func TestResetCancelsRequests(t *testing.T) {
 	}
 	other := w.enrolled(s, clientID(2))
 	other.roundTrip(1)
+	if n := links.Load(); before != 1 || n != 1 {
+		t.Errorf("links accepted = %d before the reset and %d after it, want the same one", before, n)
+	}
+}
+
+// countedListener counts what it accepts.
+type countedListener struct {
+	net.Listener
+	accepted *atomic.Int64
+}
+
+// Accept implements net.Listener.
+func (l countedListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err == nil {
+		l.accepted.Add(1)
+	}
+	return conn, err
 }
 
 // RELIABILITY row 44: one client_id on two gateways; the older is closed within a second of the newer one's

@@ -59,8 +59,9 @@ type session struct {
 	// Written by reader or flusher, looked at by the timer wheel. Times are the wheel's; 0: none.
 	lastFrame  atomic.Int64 // last complete frame
 	lastBeat   atomic.Int64 // last HEARTBEAT
-	frameStart atomic.Int64 // first byte of a frame that is not complete
+	frameStart atomic.Int64 // first byte of a frame, or of a TLS record, that is not complete
 	writeStart atomic.Int64 // begin of a write that goes on
+	within     atomic.Bool  // what is read next is the rest of a frame, or of the message or packet that makes one
 
 	timer wheel.Timer // guarded by the wheel
 
@@ -128,6 +129,7 @@ func (s *Server) startSession(sock *socket, conn transport) {
 	ses.changed.L = &ses.mu
 	ses.in = wire.NewReader((*inbound)(ses), s.settings.Load().doc.Frame.MaxBytes)
 	ses.lastFrame.Store(now)
+	sock.ses = ses
 	if a, ok := conn.(attended); ok {
 		a.attend(ses)
 	}
@@ -158,22 +160,29 @@ func (s *session) log() *zap.Logger {
 }
 
 // read is the reader: it takes frames until the session closes, and then throws away what still comes.
-// It ends when the session is parked, or the connection is closed, at the latest.
+// It ends when the session is welcomed or parked, and another one comes, or when the connection is closed, at the latest.
 func (s *session) read() {
 	defer s.srv.work.Done()
-	parked := false
+	followed := false
 	defer func() {
-		if !parked {
+		if !followed {
 			s.readerLeaves()
 		}
 	}()
 	defer s.recoverFault()
 	for {
+		opening := s.stage != stageOpen
 		switch s.step() {
 		case turnNext:
+			if opening && s.stage == stageOpen {
+				followed = true
+				s.srv.work.Add(1)
+				go s.read() // on a stack that has not grown with the opening
+				return
+			}
 			continue
 		case turnParked:
-			parked = true
+			followed = true
 			return
 		case turnOver:
 		}
@@ -315,15 +324,13 @@ func (s *session) readerLeaves() {
 	}
 }
 
-// inbound is the session as the wire.Reader's source: it notices frames that do not come whole.
+// inbound is the session as the wire.Reader's source: it says which frames do not come whole.
 type inbound session
 
 // Read implements io.Reader.
 func (in *inbound) Read(p []byte) (int, error) {
 	s := (*session)(in)
-	if s.in.Buffered() > 0 {
-		s.frameBegan()
-	}
+	s.within.Store(s.in.Buffered() > 0)
 	return s.conn.Read(p)
 }
 
@@ -392,6 +399,8 @@ func (s *session) leaveState(to state) ended {
 		s.unpark() // what the device still sends has to be thrown away
 	case s.parked:
 		s.leaveLot()
+	case s.interrupted && to == stateClosing:
+		s.stay() // for the same
 	}
 	s.state = to
 	s.inflight, s.pushes = nil, nil

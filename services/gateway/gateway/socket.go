@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/netip"
@@ -36,12 +37,19 @@ type socket struct {
 	inside    bool
 	began     bool // something has come
 
+	// Static once there is a session.
+	secure *tls.Conn // nil: plain
+	ses    *session
+
 	closed atomic.Bool
 }
 
 // Read implements net.Conn.
 func (s *socket) Read(p []byte) (int, error) {
 	if s.handshake == nil {
+		if s.ses != nil {
+			s.ses.waits()
+		}
 		return s.Conn.Read(p)
 	}
 	s.leaveGate()

@@ -80,20 +80,32 @@ func (t *takeovers) next(node string) (o takeover, ok bool) {
 }
 
 // evictElsewhere ends the session that a new one has replaced, if it is
-// on another gateway, in the background.
+// on another gateway, in the background. If it is one of this gateway's whose claim got no answer, those before it are looked for.
 func (s *Server) evictElsewhere(previousOwner string, id wire.ClientID, epoch int64) {
+	lost := s.unsure.take(id, s.now())
 	owner, ok := registry.ParseOwner(previousOwner)
-	if !ok || owner.Node == s.cfg.Node || s.peers == nil {
-		return
+	switch {
+	case !ok || s.peers == nil:
+	case owner.Node != s.cfg.Node:
+		s.startEvict(owner.Node, id, epoch)
+	case lost:
+		s.evictEverywhere(id, epoch)
 	}
-	queued, more := s.peers.takeovers.add(owner.Node, takeover{client: id, epoch: epoch, deadline: s.now() + int64(takeoverWait)})
+}
+
+// startEvict queues a takeover for that gateway.
+func (s *Server) startEvict(node string, id wire.ClientID, epoch int64) {
+	queued, more := s.peers.takeovers.add(node, takeover{client: id, epoch: epoch, deadline: s.now() + int64(takeoverWait)})
 	if !queued {
 		s.metrics.takeoversLost.Inc()
 	}
 	if more && s.begin() {
-		go s.evictFrom(owner.Node)
+		go s.evictFrom(node)
 	}
 }
+
+// evictPause is how long to wait before another try.
+func evictPause(try int) time.Duration { return jitter(100 * time.Millisecond << try) }
 
 // evictFrom tells one gateway of the sessions that it lost. It ends when there are none left, or with this gateway.
 func (s *Server) evictFrom(node string) {
@@ -108,11 +120,11 @@ func (s *Server) evictFrom(node string) {
 }
 
 // evict ends after some tries. An old session that cannot be ended this way ends when its gateway
-// compares its sessions with Redis, or with its heartbeat.
+// compares its sessions with Redis, or it asks for a rotation.
 func (s *Server) evict(node string, o takeover) {
 	err := errTakeoverLate
 	for try := range evictTries {
-		if try > 0 && !s.sleep(jitter(100*time.Millisecond<<try)) {
+		if try > 0 && !s.sleep(evictPause(try)) {
 			return
 		}
 		if s.now() >= o.deadline {

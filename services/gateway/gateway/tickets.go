@@ -5,10 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -23,22 +21,20 @@ const ticketKeysMax = 3
 // verification. The first key makes tickets, all of them are accepted. The file is read again when it changes; one that is
 // wrong leaves the old keys in force.
 type tickets struct {
-	path string
-	log  *zap.Logger
+	log     *zap.Logger
+	configs []*tls.Config // that get the keys
 
-	mu       sync.Mutex
-	configs  []*tls.Config // that get the keys
-	checked  time.Time
-	modified time.Time
+	mu   sync.Mutex
+	file followedFiles
 }
 
 // openTickets reads the file and gives its keys to the configurations, whose handshakes look for new ones.
-func openTickets(path string, log *zap.Logger, configs ...*tls.Config) error {
-	t := &tickets{path: path, log: log, configs: configs}
+func openTickets(path string, log *zap.Logger, configs ...*tls.Config) (*tickets, error) {
+	t := &tickets{log: log, configs: configs, file: followedFiles{paths: []string{path}}}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.load(); err != nil {
-		return &config.Error{Key: "tls.ticket_keys_file", Err: err}
+		return nil, &config.Error{Key: "tls.ticket_keys_file", Err: err}
 	}
 	for _, c := range configs {
 		choose := c.GetConfigForClient
@@ -51,16 +47,13 @@ func openTickets(path string, log *zap.Logger, configs ...*tls.Config) error {
 			return choose(hello)
 		}
 	}
-	return nil
+	return t, nil
 }
 
 // refresh looks for new keys.
 func (t *tickets) refresh() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if time.Since(t.checked) < certificateCheck {
-		return
-	}
 	if err := t.load(); err != nil {
 		t.log.Warn("the new TLS ticket keys cannot be used; the old ones stay", zap.Error(err))
 	}
@@ -68,22 +61,13 @@ func (t *tickets) refresh() {
 
 // load reads the file if it has changed. mu is held.
 func (t *tickets) load() error {
-	t.checked = time.Now()
-	info, err := os.Stat(t.path)
-	if err != nil {
+	contents, err := t.file.changed()
+	if contents == nil {
 		return err
 	}
-	if info.ModTime().Equal(t.modified) {
-		return nil
-	}
-	t.modified = info.ModTime() // a wrong file is told of once
-	data, err := os.ReadFile(t.path)
+	keys, err := parseTicketKeys(string(contents[0]))
 	if err != nil {
-		return err
-	}
-	keys, err := parseTicketKeys(string(data))
-	if err != nil {
-		return fmt.Errorf("%s: %w", t.path, err)
+		return fmt.Errorf("%s: %w", t.file.paths[0], err)
 	}
 	for _, c := range t.configs {
 		c.SetSessionTicketKeys(keys)

@@ -3,10 +3,15 @@ package gateway
 import (
 	"crypto/tls"
 	"encoding/hex"
+	"net"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/goshield/goshield/sdk/wire"
 )
@@ -66,25 +71,168 @@ func TestTicketsAreShared(t *testing.T) {
 	}
 }
 
+// ticketing is what makes and takes tickets, without the gateway around it.
+type ticketing struct {
+	*world
+	version uint16 // of the device
+	cert    *certificate
+	server  *tls.Config // with the keys of the file
+	keys    *tickets
+	logs    *observer.ObservedLogs
+}
+
+// newTicketing begins with key 1.
+func newTicketing(t *testing.T, version uint16) *ticketing {
+	t.Helper()
+	k := &ticketing{world: newWorld(t, testDoc()), version: version}
+	k.ticketKeys(ticketKey(1))
+	var err error
+	if k.cert, err = openCertificate(TLS{Cert: k.path("cert.pem"), Key: k.path("key.pem")}, zapNop()); err != nil {
+		t.Fatal(err)
+	}
+	var core zapcore.Core
+	core, k.logs = observer.New(zap.InfoLevel)
+	k.server = k.cert.serverConfig(nil, nil)
+	if k.keys, err = openTickets(k.path("tickets"), zap.New(core), k.server); err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// holding is a server that has that key alone.
+func (k *ticketing) holding(n byte) *tls.Config {
+	k.t.Helper()
+	keys, err := parseTicketKeys(ticketKey(n))
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	cfg := k.cert.serverConfig(nil, nil)
+	cfg.SetSessionTicketKeys(keys)
+	return cfg
+}
+
+// handshake reports whether the device resumed a session.
+func (k *ticketing) handshake(server *tls.Config, cache tls.ClientSessionCache) bool {
+	k.t.Helper()
+	here, there := net.Pipe()
+	defer here.Close()
+	served := make(chan error, 1)
+	go func() { // ends with the pipe
+		_, err := tls.Server(there, server).Write([]byte{0})
+		served <- err
+	}()
+	cfg := k.clientTLS()
+	cfg.MaxVersion, cfg.ClientSessionCache = k.version, cache
+	conn := tls.Client(here, cfg)
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	if _, err := conn.Read(make([]byte, 1)); err != nil { // which comes behind the ticket
+		k.t.Fatal(err)
+	}
+	if err := <-served; err != nil {
+		k.t.Fatal(err)
+	}
+	return conn.ConnectionState().DidResume
+}
+
+// look has the next handshake look at the file.
+func (k *ticketing) look() {
+	k.keys.mu.Lock()
+	defer k.keys.mu.Unlock()
+	k.keys.file.checked = time.Time{}
+}
+
+// ticket is a new one.
+func (k *ticketing) ticket() tls.ClientSessionCache {
+	k.t.Helper()
+	cache := tls.NewLRUClientSessionCache(0)
+	if k.handshake(k.server, cache) {
+		k.t.Fatal("resumed without a ticket")
+	}
+	return &frozenCache{cache}
+}
+
+func (k *ticketing) want(what string, ticket tls.ClientSessionCache, at *tls.Config, resumes bool) {
+	k.t.Helper()
+	if got := k.handshake(at, ticket); got != resumes {
+		k.t.Errorf("%s: resumed %v, want %v", what, got, resumes)
+	}
+}
+
+func eachTLS(t *testing.T, f func(t *testing.T, k *ticketing)) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		t.Run(tls.VersionName(version), func(t *testing.T) { f(t, newTicketing(t, version)) })
+	}
+}
+
+// The first key makes tickets, all of the file's are accepted, and those of a key that is gone are not.
 func TestTicketKeysRotate(t *testing.T) {
+	eachTLS(t, func(t *testing.T, k *ticketing) {
+		first := k.ticket()
+		k.want("a ticket of key 1, where there is no other", first, k.holding(1), true)
+
+		k.ticketKeys(ticketKey(2), ticketKey(1))
+		k.look()
+		second := k.ticket()
+		k.want("a new ticket where there is key 1", second, k.holding(1), false)
+		k.want("a new ticket where there is key 2", second, k.holding(2), true)
+		k.want("a new ticket", second, k.server, true)
+		k.want("a ticket of the key before", first, k.server, true)
+
+		k.ticketKeys(ticketKey(3), ticketKey(2))
+		k.look()
+		k.want("a ticket of a key that is gone", first, k.server, false)
+		k.want("one of a key that has moved back", second, k.server, true)
+		k.want("a new one", k.ticket(), k.holding(3), true)
+		if n := k.logs.Len(); n != 0 {
+			t.Errorf("%d lines logged, want none", n)
+		}
+	})
+}
+
+// A file that is wrong, or cannot be read, changes nothing, and is told of once.
+func TestWrongTicketKeysChangeNothing(t *testing.T) {
+	eachTLS(t, func(t *testing.T, k *ticketing) {
+		first := k.ticket()
+		k.ticketKeys(ticketKey(2), ticketKey(1))
+		k.look()
+		second := k.ticket()
+		for name, spoil := range map[string]func(){
+			"no key":                  func() { k.ticketKeys("no key") },
+			"a good one, and another": func() { k.ticketKeys(ticketKey(4), "no key") },
+			"empty":                   func() { k.ticketKeys() },
+			"too many":                func() { k.ticketKeys(ticketKey(4), ticketKey(5), ticketKey(6), ticketKey(7)) },
+			"away": func() {
+				if err := os.Remove(k.path("tickets")); err != nil {
+					t.Fatal(err)
+				}
+			},
+		} {
+			spoil()
+			for range 3 {
+				k.look()
+				k.want(name+": a ticket of the first key", second, k.server, true)
+			}
+			k.want(name+": a ticket of the other", first, k.server, true)
+			k.want(name+": a new one", k.ticket(), k.holding(2), true)
+			if got := k.logs.TakeAll(); len(got) != 1 || got[0].Level != zap.WarnLevel {
+				t.Errorf("%s: logged %v, want one warning", name, got)
+			}
+		}
+	})
+}
+
+// Gateways look at the file while they run.
+func TestNewTicketKeysAreTaken(t *testing.T) {
 	w := newWorld(t, testDoc())
 	w.ticketKeys(ticketKey(1))
 	s := w.gateway("gw-1", withTickets(w))
-	old := tls.NewLRUClientSessionCache(0)
-	w.resumes(s, old)
-	probe := tls.NewLRUClientSessionCache(0)
-	resume := func(what string, cache tls.ClientSessionCache, want bool) {
-		t.Helper()
-		eventually(t, what, func() bool { return w.resumes(s, cache) == want })
+	ticket := tls.NewLRUClientSessionCache(0)
+	w.resumes(s, ticket)
+	if !w.resumes(s, &frozenCache{ticket}) {
+		t.Fatal("a ticket is not good")
 	}
-	w.ticketKeys(ticketKey(2), ticketKey(1))
-	resume("a ticket of the key before is good", old, true)
-	w.ticketKeys("no key")
-	resume("a wrong file changes nothing", old, true)
-	w.ticketKeys(ticketKey(3))
-	resume("a ticket of a key that is gone is not", &frozenCache{old}, false)
-	w.resumes(s, probe)
-	resume("a new one is", probe, true)
+	w.ticketKeys(ticketKey(2))
+	eventually(t, "a ticket of a key that is gone is not good", func() bool { return !w.resumes(s, &frozenCache{ticket}) })
 }
 
 // frozenCache keeps the ticket it has.

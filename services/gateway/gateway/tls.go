@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"crypto/tls"
-	"os"
 	"sync"
 	"time"
 
@@ -12,60 +11,42 @@ import (
 	"github.com/goshield/goshield/internal/config"
 )
 
-// certificateCheck is how often, at most, the certificate's files are looked at.
-const certificateCheck = time.Second
-
 // certificate serves a certificate and reads it again when its files change. Files that do not fit
 // together, as while they are being replaced, leave the old one in force.
 type certificate struct {
-	certFile, keyFile string
-	log               *zap.Logger
+	log *zap.Logger
 
-	mu       sync.Mutex
-	current  *tls.Certificate
-	checked  time.Time
-	modified [2]time.Time // of the files that current, or the last failure, came from
+	mu      sync.Mutex
+	current *tls.Certificate
+	files   followedFiles // the certificate's and the key's
 }
 
 func openCertificate(cfg TLS, log *zap.Logger) (*certificate, error) {
-	c := &certificate{certFile: cfg.Cert, keyFile: cfg.Key, log: log}
-	modified, err := c.modTimes()
+	c := &certificate{log: log, files: followedFiles{paths: []string{cfg.Cert, cfg.Key}}}
+	contents, err := c.files.changed()
 	if err != nil {
 		return nil, &config.Error{Key: "tls", Err: err}
 	}
-	pair, err := tls.LoadX509KeyPair(cfg.Cert, cfg.Key)
+	pair, err := tls.X509KeyPair(contents[0], contents[1])
 	if err != nil {
 		return nil, &config.Error{Key: "tls.cert", Err: err}
 	}
-	c.current, c.modified, c.checked = &pair, modified, time.Now()
+	c.current = &pair
 	return c, nil
-}
-
-func (c *certificate) modTimes() (times [2]time.Time, err error) {
-	for i, f := range []string{c.certFile, c.keyFile} {
-		info, err := os.Stat(f)
-		if err != nil {
-			return times, err
-		}
-		times[i] = info.ModTime()
-	}
-	return times, nil
 }
 
 // get is the certificate to use now.
 func (c *certificate) get() *tls.Certificate {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if time.Since(c.checked) < certificateCheck {
+	contents, err := c.files.changed()
+	if contents == nil && err == nil {
 		return c.current
 	}
-	c.checked = time.Now()
-	modified, err := c.modTimes()
-	if err != nil || modified == c.modified {
-		return c.current
+	var pair tls.Certificate
+	if err == nil {
+		pair, err = tls.X509KeyPair(contents[0], contents[1])
 	}
-	c.modified = modified
-	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
 	if err != nil {
 		c.log.Warn("the new certificate cannot be used; the old one stays", zap.Error(err))
 		return c.current

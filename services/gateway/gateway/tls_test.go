@@ -257,7 +257,7 @@ func TestCertificateIsReplaced(t *testing.T) {
 	}
 	d := w.enrolled(s, clientID(1))
 	w.write("cert.pem", []byte("half a certificate")) // as while it is being replaced
-	time.Sleep(certificateCheck + 100*time.Millisecond)
+	time.Sleep(filesCheck + 100*time.Millisecond)
 	if got := name(); got != "gateway" {
 		t.Errorf("with a broken file: certificate of %q, want the old one", got)
 	}

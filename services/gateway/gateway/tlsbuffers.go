@@ -40,19 +40,32 @@ func findTLSFields(conn reflect.Type) tlsFields {
 	return f
 }
 
+// buffers are the connection's; tlsLayout.found.
+func (f *tlsFields) buffers(conn *tls.Conn) (rawInput *bytes.Buffer, input *bytes.Reader, hand *bytes.Buffer) {
+	base := unsafe.Pointer(conn) //nolint:gosec // fields of these names and types are there
+	return (*bytes.Buffer)(unsafe.Add(base, f.rawInput)), (*bytes.Reader)(unsafe.Add(base, f.input)), (*bytes.Buffer)(unsafe.Add(base, f.hand))
+}
+
 // releaseTLSBuffers takes away the empty buffers of a connection that nobody reads from: they are crypto/tls's reader's.
 func releaseTLSBuffers(conn *tls.Conn) {
 	if !tlsLayout.found {
 		return
 	}
-	base := unsafe.Pointer(conn) //nolint:gosec // see above: fields of these names and types are there
-	rawInput := (*bytes.Buffer)(unsafe.Add(base, tlsLayout.rawInput))
-	input := (*bytes.Reader)(unsafe.Add(base, tlsLayout.input))
-	hand := (*bytes.Buffer)(unsafe.Add(base, tlsLayout.hand))
+	rawInput, input, hand := tlsLayout.buffers(conn)
 	if rawInput.Len() == 0 && input.Len() == 0 {
 		*rawInput, *input = bytes.Buffer{}, bytes.Reader{} // input's bytes are rawInput's
 	}
 	if hand.Len() == 0 {
 		*hand = bytes.Buffer{}
 	}
+}
+
+// tlsHoldsPart reports whether part of a record, or of a message of TLS's own, has come. crypto/tls asks, in its Read from beneath: it
+// does so for want of the rest only.
+func tlsHoldsPart(conn *tls.Conn) bool {
+	if !tlsLayout.found {
+		return false
+	}
+	rawInput, _, hand := tlsLayout.buffers(conn)
+	return rawInput.Len() > 0 || hand.Len() > 0
 }

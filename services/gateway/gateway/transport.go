@@ -32,7 +32,7 @@ var errNoBinding = errors.New("this TLS connection has no channel binding")
 // parkable is a transport whose reader may leave while nothing comes.
 type parkable interface {
 	// interrupt makes the Read that waits, or the next one, fail with os.ErrDeadlineExceeded, after
-	// which nothing is left of what has arrived but part of a TLS record. It does not block.
+	// which nothing is left of what has arrived but part of a frame or of a TLS record. It does not block.
 	interrupt()
 	// resume takes an interrupt back.
 	resume()

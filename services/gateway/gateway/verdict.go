@@ -272,9 +272,13 @@ func (s *session) rotate(token wire.Token, cur [sha256.Size]byte) {
 	defer s.recoverFault()
 	answer, err := s.srv.auth.Rotate(s.srv.ctx, authapi.RotateRequest{ClientID: s.client, Token: token, Owner: s.owner()})
 	var refused *wire.Error
-	if errors.As(err, &refused) && closesSession(refused.Code) {
+	switch {
+	case !errors.As(err, &refused):
+	case closesSession(refused.Code):
 		s.refuse(refused)
 		return
+	case refused.Code == authapi.CodeNotCurrent:
+		s.srv.suspects.add(s) // another session may have the device
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/goshield/goshield/internal/dynamic"
+	"github.com/goshield/goshield/sdk/wire"
 )
 
 // Opcodes of WebSocket (RFC 6455 §5.2).
@@ -32,6 +33,13 @@ func webSocketFrame(opcode byte, payload []byte) []byte {
 		b = binary.BigEndian.AppendUint16(append(b, 0x80|126), uint16(len(payload)))
 	}
 	return append(append(b, 0, 0, 0, 0), payload...)
+}
+
+// fragment is a client's frame of a message that goes on.
+func fragment(opcode byte, payload []byte) []byte {
+	b := webSocketFrame(opcode, payload)
+	b[0] &^= 0x80
+	return b
 }
 
 // webSocketByHand is a connection that was upgraded, as bytes: client libraries do not flood.
@@ -165,6 +173,26 @@ func webBubble(t *testing.T, doc dynamic.Document, f func(t *testing.T, r *rig))
 		go r.web.serve() // until Kill
 		f(t, r)
 	})
+}
+
+// stalledWeb is a device that reads its WELCOME and nothing after it.
+func (r *rig) stalledWeb(t *testing.T, id wire.ClientID) (*device, net.Conn) {
+	t.Helper()
+	here, there := net.Pipe()
+	r.accepted(there, websocketKind)
+	t.Cleanup(func() { _ = here.Close() })
+	end := newWebEnd(t, here)
+	d := &device{t: t, conn: end, client: id, version: wire.Version1}
+	d.send(&wire.Hello{ClientID: id})
+	f, err := wire.NewReader(end, wire.MaxPayload).Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := wire.Unmarshal(f.Version, f.Payload, &d.welcome); err != nil {
+		t.Fatal(err)
+	}
+	d.token = d.welcome.Token
+	return d, here
 }
 
 func (r *rig) connectWeb(t *testing.T) (*device, *webEnd) {

@@ -114,8 +114,8 @@ func (w *web) upgrade(rw http.ResponseWriter, r *http.Request) {
 	wire := newWebWire(conn.Conn, conn.sock)
 	ws, err := websocket.Accept(hijacking{rw, wire}, r, &websocket.AcceptOptions{
 		Subprotocols: []string{websocketSubprotocol}, OriginPatterns: w.origins, CompressionMode: websocket.CompressionDisabled,
-		OnPingReceived: func(_ context.Context, payload []byte) bool { return wire.admitPing(len(payload)) },
-		OnPongReceived: func(_ context.Context, payload []byte) { wire.admitPing(len(payload)) },
+		OnPingReceived: func(_ context.Context, payload []byte) bool { wire.pinged(payload); return false },
+		OnPongReceived: func(_ context.Context, payload []byte) { wire.ponged(payload) },
 	})
 	if err != nil {
 		w.srv.log.Debug("upgrade refused", zap.Error(err)) // Accept has answered

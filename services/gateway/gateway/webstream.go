@@ -122,18 +122,43 @@ func endOfMessages(err error) error {
 	return err
 }
 
-// Write implements transport: p is whole frames, each of which becomes a message.
+// noVersion is that of a pong among the frames that wait to be written.
+const noVersion = 0
+
+// pong queues the answer to a ping: the flusher writes it, when it is its turn, and under its deadline. The library would write it
+// on the reader, which had to wait for the flusher then, and would give up the connection after 5 s. Where the queue is
+// full there is no pong, which would not be read.
+func (s *session) pong(payload []byte) {
+	var frame [wire.HeaderSize + longestPing]byte
+	n := copy(frame[wire.HeaderSize:], payload)
+	frame[0], frame[wire.HeaderSize-1] = noVersion, byte(n)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state <= stateOpen && s.out.full == 0 {
+		s.enqueue(frame[:wire.HeaderSize+n])
+		s.startFlush()
+	}
+}
+
+// Write implements transport: p is whole frames, each of which becomes a message, and pongs.
 func (s *webStream) Write(p []byte) (int, error) {
 	written := 0
 	for len(p)-written >= wire.HeaderSize {
 		rest := p[written:]
 		size := wire.HeaderSize + int(binary.BigEndian.Uint16(rest[2:]))
-		if err := s.ws.Write(context.Background(), websocket.MessageBinary, rest[:size]); err != nil {
+		if err := s.writeOne(rest[:size]); err != nil {
 			return written, err
 		}
 		written += size
 	}
 	return written, nil
+}
+
+func (s *webStream) writeOne(frame []byte) error {
+	if frame[0] == noVersion {
+		return s.wire.pong(frame[wire.HeaderSize:])
+	}
+	return s.ws.Write(context.Background(), websocket.MessageBinary, frame)
 }
 
 // CloseWrite implements transport: WebSocket's close handshake, which waits some

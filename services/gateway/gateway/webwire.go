@@ -20,12 +20,16 @@ import (
 // has come is in it. See docs/adr/0020-websocket-is-parked-beneath-its-library.md.
 
 const (
-	webRead      = 4096 // how much is read at once; net/http reads as much, and what it has read comes here
-	smallestBuf  = 16   // bufio makes no smaller reader, and the header of a server's frame needs 10
-	opcodes      = 0x0f // of a frame's first byte (RFC 6455 §5.2)
-	finalFrame   = 0x80
-	firstControl = 8    // opcode; messages are beneath it
-	maskedFrame  = 0x80 // of the second byte
+	webRead        = 4096 // how much is read at once; net/http reads as much, and what it has read comes here
+	smallestBuf    = 16   // bufio makes no smaller reader, and the header of a server's frame needs 10
+	opcodes        = 0x0f // of a frame's first byte (RFC 6455 §5.2)
+	finalFrame     = 0x80
+	continuation   = 0    // opcode
+	firstControl   = 8    // opcode; messages are beneath it
+	pongFrame      = 10   // opcode
+	maskedFrame    = 0x80 // of the second byte
+	longestPing    = 125  // of any control frame's payload
+	longestControl = 2 + 4 + longestPing
 )
 
 var webBuffers = sync.Pool{New: func() any { return new([webRead]byte) }}
@@ -41,6 +45,7 @@ type webWire struct {
 	left   uint64         // bytes to come of the frame that is being handed out
 	within bool           // the message goes on after it
 	putOff bool           // an interrupt came inside a message
+	late   int            // bytes that came when nobody was to be served any more
 
 	// Owned by who writes.
 	out  *buffer // part of a frame; nil: none
@@ -105,7 +110,8 @@ func (c *webWire) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// nextFrame reads until it is known how long the next frame is.
+// nextFrame reads until it is known how long the next frame is. A control frame comes whole: the library would give what is missing of it
+// 5 s, where the session gives 10.
 func (c *webWire) nextFrame() error {
 	for {
 		if c.r < c.w {
@@ -118,21 +124,30 @@ func (c *webWire) nextFrame() error {
 			return err
 		}
 	}
-	if first := c.buf[c.r]; first&opcodes < firstControl {
-		c.within = first&finalFrame == 0
+	first := c.buf[c.r]
+	switch opcode := first & opcodes; {
+	case opcode >= firstControl:
+		for c.left <= longestControl && uint64(c.w-c.r) < c.left {
+			if err := c.fill(); err != nil {
+				return err
+			}
+		}
+		return nil
+	case opcode == continuation && c.ses != nil: // of which a message has as many as the device likes, and the library asks nobody
+		c.ses.admitPing(0)
 	}
+	c.within = first&finalFrame == 0
 	return nil
 }
+
+// errLate ends a connection that is closing.
+var errLate = errors.New("too much came after the end")
 
 // fill reads what comes next, at least a byte.
 func (c *webWire) fill() error {
 	between := c.r == c.w && c.left == 0 && !c.within
-	switch {
-	case c.ses == nil:
-	case between:
-		c.ses.frameStart.Store(0) // what began was a ping
-	default:
-		c.ses.frameBegan()
+	if c.ses != nil {
+		c.ses.within.Store(!between)
 	}
 	if between && c.putOff && !c.closing.Load() {
 		c.putOff = false
@@ -143,7 +158,7 @@ func (c *webWire) fill() error {
 		n, err := c.Conn.Read(c.buf[c.w:])
 		c.w += n
 		if n > 0 {
-			return nil // err, if any, comes again
+			return c.count(n) // err, if any, comes again
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) || (between && !c.closing.Load()) {
 			return err
@@ -153,7 +168,18 @@ func (c *webWire) fill() error {
 	}
 }
 
-// makeRoom makes room behind what was not handed out, which is at most part of a header.
+// count bounds what is read of a device that is turned away, or was told to go.
+func (c *webWire) count(n int) error {
+	if c.ses != nil && c.ses.isOpen() {
+		return nil
+	}
+	if c.late += n; c.late > discardMax {
+		return errLate
+	}
+	return nil
+}
+
+// makeRoom makes room behind what was not handed out, which is at most part of a header, or of a control frame.
 func (c *webWire) makeRoom() {
 	switch {
 	case c.buf == nil:
@@ -186,8 +212,28 @@ func (c *webWire) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// admitPing reports whether a ping or pong is to be answered. The reader calls it.
-func (c *webWire) admitPing(payload int) bool { return c.ses != nil && c.ses.admitPing(payload) }
+// pinged has a ping answered, if it may be. The reader calls it.
+func (c *webWire) pinged(payload []byte) {
+	if c.ses != nil && c.ses.admitPing(len(payload)) {
+		c.ses.pong(payload)
+	}
+}
+
+// ponged takes a pong, which answers nothing. The reader calls it.
+func (c *webWire) ponged(payload []byte) {
+	if c.ses != nil {
+		c.ses.admitPing(len(payload))
+	}
+}
+
+// pong writes a pong, between two frames of the library, which leave in one piece, whoever has it write them. The flusher calls it.
+func (c *webWire) pong(payload []byte) error {
+	buf := c.sock.srv.buffers.get()
+	defer c.sock.srv.buffers.put(buf)
+	buf.b = append(append(buf.b, finalFrame|pongFrame, byte(len(payload))), payload...)
+	_, err := c.Conn.Write(buf.b)
+	return err
+}
 
 // shrink implements parkable.
 func (c *webWire) shrink() {

@@ -13,7 +13,9 @@ import (
 	"net/http/httptest"
 	"os"
 	"runtime"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 	"weak"
 
@@ -192,6 +194,26 @@ func TestWebSocketMessageIsWrittenAtOnce(t *testing.T) {
 	}
 }
 
+// Who was told to go is not read from for ever, whatever the library makes of what he sends.
+func TestWebSocketThatClosesReadsLittle(t *testing.T) {
+	for name, flood := range map[string][]byte{
+		"fragments": fragment(opContinuation, nil),
+		"pings":     webSocketFrame(opPing, nil),
+	} {
+		t.Run(name, func(t *testing.T) {
+			coming := append(fragment(opBinary, []byte{1}), bytes.Repeat(flood, 2*discardMax/len(flood))...)
+			conn := &stutter{coming: coming, piece: 1 << 20}
+			s := webStreamOver(t, conn, nil, new(int))
+			if _, err := s.Read(make([]byte, 10)); !errors.Is(err, errLate) {
+				t.Errorf("Read = %v, want %v", err, errLate)
+			}
+			if left := len(conn.coming); left < discardMax/2 {
+				t.Errorf("%d bytes were not read, want %d and more", left, discardMax/2)
+			}
+		})
+	}
+}
+
 // An interrupt that comes too late does not cut the closing handshake short.
 func TestWebSocketGoodByeIsNotInterrupted(t *testing.T) {
 	conn := &stutter{coming: webSocketFrame(opClose, []byte{3, 232}), piece: 1, interrupted: true}
@@ -226,8 +248,7 @@ func TestWebFrameSize(t *testing.T) {
 // Part of a WebSocket frame is waited for no longer than part of one of ours.
 func TestPartOfAWebSocketFrameHasADeadline(t *testing.T) {
 	whole := webSocketFrame(opBinary, frame(wire.TypeHeartbeat, `{}`))
-	fragment := bytes.Clone(whole)
-	fragment[0] &^= finalFrame
+	fragment := fragment(opBinary, frame(wire.TypeHeartbeat, `{}`))
 	for _, tt := range []struct {
 		name string
 		sent []byte
@@ -236,6 +257,10 @@ func TestPartOfAWebSocketFrameHasADeadline(t *testing.T) {
 		{"part of a header", whole[:1], false},
 		{"part of a message", whole[:8], false},
 		{"part of a ping", webSocketFrame(opPing, []byte("x"))[:4], false},
+		{"part of a ping's payload", webSocketFrame(opPing, []byte("xyz"))[:7], false},
+		{"a ping without its payload", webSocketFrame(opPing, []byte("xyz"))[:6], false},
+		{"part of a good-bye", webSocketFrame(opClose, []byte{3, 232})[:7], false},
+		{"part of a ping, inside a message", append(bytes.Clone(fragment), webSocketFrame(opPing, []byte("xyz"))[:7]...), false},
 		{"a fragment", fragment, false},
 		{"a fragment, and pings", fragment, true},
 	} {
@@ -273,6 +298,42 @@ func TestPartOfAWebSocketFrameHasADeadline(t *testing.T) {
 			})
 		})
 	}
+}
+
+// RELIABILITY row 10: a device that does not read has its 10 s, whether or not it pings meanwhile. (The library would close it after 5.)
+func TestWebSocketThatPingsAndDoesNotRead(t *testing.T) {
+	webBubble(t, testDoc(), func(t *testing.T, r *rig) {
+		d, conn := r.stalledWeb(t, clientID(1))
+		d.send(&wire.Heartbeat{Token: d.token}) // its answer is not taken
+		var pings sync.WaitGroup
+		defer pings.Wait()
+		pings.Go(func() { // until the connection ends
+			for err := error(nil); err == nil; time.Sleep(time.Second) {
+				_, err = conn.Write(webSocketFrame(opPing, []byte("x")))
+			}
+		})
+		r.wantWriteStall(t, clientID(1))
+	})
+}
+
+// A device that takes nothing but sends pings, as many as it can, gathers no more pongs than it may have answers.
+func TestPongsAreBounded(t *testing.T) {
+	webBubble(t, testDoc(), func(t *testing.T, r *rig) {
+		_, conn := r.stalledWeb(t, clientID(1))
+		for range 2 * outboundLimit / longestPing {
+			if _, err := conn.Write(webSocketFrame(opPing, bytes.Repeat([]byte("x"), longestPing))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		ses := r.table.find(clientID(1))
+		ses.mu.Lock()
+		waiting := ses.out.bytes
+		ses.mu.Unlock()
+		if waiting < outboundLimit/2 || waiting > outboundLimit+wire.HeaderSize+longestPing {
+			t.Errorf("%d bytes of pongs wait, want at most %d and one more", waiting, outboundLimit)
+		}
+	})
 }
 
 // The time for which the gateway does not read is not the frame's.

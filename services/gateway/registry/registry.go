@@ -65,6 +65,8 @@ type Node struct {
 	Push  string `json:"push"`  // host:port of its push API
 	Admin string `json:"admin"` // host:port of its admin server
 	Boot  string `json:"boot"`  // random; another one after a restart
+	// NoClientCA: it has none to check devices' certificates with, and so refuses a document whose enrolment asks for them.
+	NoClientCA bool `json:"no_client_ca,omitempty"`
 }
 
 // Owner is who has a device's session.
@@ -129,6 +131,7 @@ type Registry struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	loops  sync.WaitGroup
+	now    func() time.Time // static: by the calendar, which goes on while the machine sleeps
 
 	mu  sync.Mutex
 	rdb redis.UniversalClient // nil until Redis was reached once
@@ -141,7 +144,7 @@ type Registry struct {
 
 // New makes a registry; nothing runs yet.
 func New(cfg Config) *Registry {
-	r := &Registry{cfg: cfg, failing: make(map[task]bool)}
+	r := &Registry{cfg: cfg, failing: make(map[task]bool), now: func() time.Time { return time.Now().Round(0) }}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r
 }
@@ -259,19 +262,19 @@ func (r *Registry) keepNode() {
 	if err != nil {
 		panic("registry: a Node always marshals: " + err.Error())
 	}
-	var written time.Time
+	var written time.Time // when the last write that succeeded was begun: Redis may have had it at once, whenever it answered
 	for {
+		begun := r.now()
 		err := r.writeNode(value)
 		r.report(taskNode, err)
 		wait := refreshEvery
-		switch {
-		case err != nil:
+		if err != nil {
 			wait = retryEvery
-		case !written.IsZero() && wallSince(written) > NodeTTL:
-			r.cfg.OnGap("this node's key had lapsed")
-			fallthrough
-		default:
-			written = time.Now()
+		} else {
+			if !written.IsZero() && r.now().Sub(written) > NodeTTL {
+				r.cfg.OnGap("this node's key had lapsed")
+			}
+			written = begun
 		}
 		if !r.pause(wait) {
 			return
@@ -322,6 +325,11 @@ func (r *Registry) Nodes(ctx context.Context) ([]NamedNode, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	return Nodes(ctx, rdb)
+}
+
+// Nodes is Registry.Nodes for who is no node.
+func Nodes(ctx context.Context, rdb redis.UniversalClient) ([]NamedNode, error) {
 	names, err := rdb.ZRevRange(ctx, nodesKey, 0, maxNodes-1).Result() // those seen last
 	if err != nil {
 		return nil, fmt.Errorf("read the names of nodes: %w", err)
