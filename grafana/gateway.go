@@ -69,7 +69,7 @@ func gatewayFrames() []board.Panel {
 			Queries:     []board.Query{{Expr: `sum by (type) (rate(goshield_gateway_frames_total{instance=~"$instance", direction="out"}[$__rate_interval]))`, Legend: "{{type}}"}},
 		}, {
 			Title: "Pushes", Unit: board.PerSecond,
-			Description: "Messages for devices here. queue_full: the device does not keep up; not_connected: it left meanwhile. Each that was queued is counted again at its end: acknowledged, no_ack, or lost with its session.",
+			Description: "Messages to devices, where they ended. queue_full: the device, or its gateway, does not keep up; not_connected: no gateway has it; unavailable: its gateway cannot be found or reached. Each that was queued is counted again at its end: acknowledged, no_ack, or lost with its session.",
 			Queries:     []board.Query{{Expr: `sum by (result) (rate(goshield_gateway_pushes_total{instance=~"$instance"}[$__rate_interval]))`, Legend: "{{result}}"}},
 		},
 	}

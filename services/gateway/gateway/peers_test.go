@@ -1,7 +1,9 @@
 package gateway
 
 import (
+	"bytes"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -105,19 +107,88 @@ func TestPushAcrossGatewaysInTime(t *testing.T) {
 	wantMedian(t, "acknowledged, from the push API", limit, fromAPI)
 }
 
-// As many messages as there are slots may be on their way to other gateways; more are refused at once.
-func TestForwardedPushesAreBounded(t *testing.T) {
+// What a backend pushes is any bytes to a device of version 2, on another gateway, too.
+func TestAnyBytesCrossGateways(t *testing.T) {
+	doc := testDoc()
+	doc.Frame.MaxBytes = wire.MaxPayload
+	w := newWorld(t, doc)
+	a, b := w.gateway("gw-a", nil), w.gateway("gw-b", nil)
+	awaitNodes(t, a, "gw-b")
+	d := w.dial(b)
+	d.version = wire.Version2
+	d.hello(clientID(1), wire.Token{})
+	ses := b.table.find(clientID(1))
+	w.setOwner(clientID(1), ses.owner(), ses.epoch)
+	longest := bytes.Repeat([]byte{0xfe, 0, '"'}, wire.MaxPayload/3)
+	for _, tt := range []struct {
+		name string
+		body []byte
+	}{
+		{"protobuf", []byte{0x08, 0x96, 0x01}},
+		{"nothing", nil},
+		{"JSON, as it happens", []byte(`{"a":1}`)},
+		{"a field of 32 digits, which looks like JSON and white space", []byte("\n " + strings.Repeat("1", 32))},
+		{"JSON and a line's end", []byte("{}\n")},
+		{"the longest", longest[:wire.MaxPayload-100]},
+	} {
+		results := make(chan link.PushResult, 1)
+		a.pushFromBackend(clientID(1), "news", tt.body, func(r link.PushResult) {
+			results <- r
+			if r != link.PushAcknowledged {
+				_ = d.conn.Close() // nothing comes
+			}
+		})
+		var p wire.Push
+		if d.want(&p); p.Service != "news" || !bytes.Equal(p.Body, tt.body) {
+			t.Errorf("%s: push = %s, %d bytes, want news and the body byte for byte", tt.name, p.Service, len(p.Body))
+		}
+		d.send(&wire.PushAck{ID: p.ID})
+		if r := <-results; r != link.PushAcknowledged {
+			t.Errorf("%s: result = %v, want acknowledged", tt.name, r)
+		}
+	}
+}
+
+// A message is counted once, by the gateway at which it ended.
+func TestForwardedPushesAreCountedWhereTheyEnd(t *testing.T) {
 	w := newWorld(t, testDoc())
-	s := w.gateway("gw-1", nil)
-	for range peerSlots {
-		s.peers.slots <- struct{}{}
+	a, b := w.gateway("gw-a", nil), w.gateway("gw-b", nil)
+	awaitNodes(t, a, "gw-b")
+	d := w.enrolled(b, clientID(1))
+	ses := b.table.find(clientID(1))
+	w.setOwner(clientID(1), ses.owner(), ses.epoch)
+	w.setOwner(clientID(2), "gw-b/1", 7) // it has left meanwhile
+	pushBoth := func(id wire.ClientID, acknowledge func()) {
+		results := make(chan link.PushResult, 1)
+		a.pushFromBackend(id, "news", []byte(`1`), func(r link.PushResult) { results <- r })
+		acknowledge()
+		<-results
+		answered := make(chan struct{})
+		go func() {
+			defer close(answered)
+			api(t, a, http.MethodPost, deviceOf(id, "/messages"), `{"service":"news","body":1,"wait_ms":20000}`)
+		}()
+		acknowledge()
+		<-answered
 	}
-	results := make(chan link.PushResult, 1)
-	s.pushFromBackend(clientID(1), "news", []byte(`1`), func(r link.PushResult) { results <- r })
-	if r := <-results; r != link.PushQueueFull {
-		t.Errorf("result = %v, want queue_full", r)
-	}
-	for range peerSlots {
-		<-s.peers.slots
+	pushBoth(clientID(1), func() {
+		var p wire.Push
+		d.want(&p)
+		d.send(&wire.PushAck{ID: p.ID})
+	})
+	pushBoth(clientID(2), func() {})
+	pushBoth(clientID(3), func() {}) // nobody has it
+	for _, tt := range []struct {
+		s    *Server
+		want map[pushOutcome]float64
+	}{
+		{a, map[pushOutcome]float64{pushNotConnected: 2}},
+		{b, map[pushOutcome]float64{pushQueued: 2, pushAcked: 2, pushNotConnected: 2}},
+	} {
+		for o := range outcomeStatus {
+			if got := testutil.ToFloat64(tt.s.metrics.pushes.WithLabelValues(string(o))); got != tt.want[o] {
+				t.Errorf("%s: pushes_total{%s} = %v, want %v", tt.s.cfg.Node, o, got, tt.want[o])
+			}
+		}
 	}
 }

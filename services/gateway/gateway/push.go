@@ -26,7 +26,7 @@ const (
 	pushNoAck        pushOutcome = "no_ack"      // sent and not acknowledged: it may have arrived
 	pushLost         pushOutcome = "lost"        // counted only: the session ended before the acknowledgement; who asks is told no_ack
 	pushRefused      pushOutcome = "refused"     // no device could take it: too long, or no JSON
-	pushUnavailable  pushOutcome = "unavailable" // not sent; whether another gateway has the device cannot be told
+	pushUnavailable  pushOutcome = "unavailable" // not sent; the gateway that has the device cannot be found or reached
 )
 
 // pendingPush is a PUSH that waits for its PUSH_ACK.
@@ -39,7 +39,7 @@ type pendingPush struct {
 // pushEnded counts what became of a message that was queued, and tells who asks. Nobody asks after one that was answered 202: the
 // count is all that says whether it arrived.
 func (s *session) pushEnded(p pendingPush, o pushOutcome) {
-	s.srv.metrics.pushes.WithLabelValues(string(o)).Inc()
+	s.srv.countPush(o)
 	if o == pushLost {
 		o = pushNoAck
 	}
@@ -135,16 +135,21 @@ func (s *session) latePushes(now int64) []pendingPush {
 	return late
 }
 
-// pushLocal pushes to a device of this gateway; done as for session.push.
+// pushLocal pushes to a device of this gateway; done as for session.push. The outcome is counted, unless it is
+// pushNotConnected: then it is for who asks no other gateway to count it.
 func (s *Server) pushLocal(id wire.ClientID, service string, body []byte, wait time.Duration, done func(pushOutcome)) pushOutcome {
 	ses := s.table.find(id)
 	if ses == nil {
 		return pushNotConnected
 	}
 	outcome := ses.push(service, body, wait, done)
-	s.metrics.pushes.WithLabelValues(string(outcome)).Inc()
+	if outcome != pushNotConnected {
+		s.countPush(outcome)
+	}
 	return outcome
 }
+
+func (s *Server) countPush(o pushOutcome) { s.metrics.pushes.WithLabelValues(string(o)).Inc() }
 
 // pushFromBackend takes a message that came over a link (backend.PushFunc): to the
 // device here, or to the gateway that has it.
@@ -153,7 +158,7 @@ func (s *Server) pushFromBackend(id wire.ClientID, service string, body []byte, 
 		var err error
 		if body, err = conv.Pushed(body); err != nil {
 			s.log.Debug("a push cannot be converted", zap.String("service", service), zap.Error(err))
-			s.metrics.pushes.WithLabelValues(string(pushRefused)).Inc()
+			s.countPush(pushRefused)
 			done(linkResult(pushRefused))
 			return
 		}
@@ -163,47 +168,47 @@ func (s *Server) pushFromBackend(id wire.ClientID, service string, body []byte, 
 	case outcome == pushQueued: // done follows
 	case outcome == pushNotConnected && s.peers != nil:
 		s.forwardPush(id, pushMessage{Service: service, Body: append([]byte(nil), body...), WaitMS: s.timings.pushAck.Milliseconds()}, done)
+	case outcome == pushNotConnected:
+		s.countPush(outcome)
+		fallthrough
 	default:
 		done(linkResult(outcome))
 	}
 }
 
-// forwardPush sends a message on, one hop, in a goroutine of its own; as many as
-// peers allows at once.
+// forwardPush sends a message on, one hop, in a goroutine of its own.
 func (s *Server) forwardPush(id wire.ClientID, m pushMessage, done func(link.PushResult)) {
-	select {
-	case s.peers.slots <- struct{}{}:
-	default:
-		s.metrics.pushes.WithLabelValues(string(pushQueueFull)).Inc()
+	if !s.peers.take() {
+		s.countPush(pushQueueFull)
 		done(link.PushQueueFull)
 		return
 	}
 	if !s.begin() {
-		<-s.peers.slots
+		s.peers.give()
 		done(link.PushNotConnected)
 		return
 	}
 	go func() { // ends with the call, which has a deadline
 		defer s.work.Done()
-		defer func() { <-s.peers.slots }()
+		defer s.peers.give()
 		done(linkResult(s.pushElsewhere(s.ctx, id, m)))
 	}()
 }
 
-// pushElsewhere finds the gateway that has the device and pushes through it.
+// pushElsewhere finds the gateway that has the device and pushes through it. That one counts what became of the message;
+// if it did not answer, it is counted here. The caller has one of the places of peers.
 func (s *Server) pushElsewhere(ctx context.Context, id wire.ClientID, m pushMessage) pushOutcome {
+	outcome := pushNotConnected
 	node, err := s.locate(ctx, id)
-	if errors.Is(err, registry.ErrNotConnected) {
-		return pushNotConnected
+	switch {
+	case err == nil:
+		outcome, err = s.peers.push(ctx, node, id, m)
+	case !errors.Is(err, registry.ErrNotConnected):
+		outcome = pushUnavailable
 	}
-	if err != nil {
-		s.log.Debug("cannot find a device's gateway", zap.Error(err))
-		s.metrics.pushes.WithLabelValues(string(pushUnavailable)).Inc()
-		return pushUnavailable
-	}
-	outcome := s.peers.push(ctx, node, id, m) // which the other gateway counts, if it was reached
-	if outcome == pushUnavailable {
-		s.metrics.pushes.WithLabelValues(string(outcome)).Inc()
+	if err != nil && (outcome != pushNoAck || ctx.Err() == nil) { // who gave up waiting lost nothing
+		s.log.Debug("a push did not reach a device's gateway", zap.Error(err))
+		s.countPush(outcome)
 	}
 	return outcome
 }

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ const (
 	pathDevices = "/v1/devices"
 	maxPushWait = 25 * time.Second
 	maxPushBody = wire.MaxPayload + 4<<10
+	maxHopBody  = wire.MaxPayload/3*4 + 4<<10 // base64
 	devicesPage = 100
 )
 
@@ -36,10 +38,12 @@ const (
 	codeUnavailable  wire.Code = "unavailable"
 )
 
-// pushMessage is the body of POST …/messages. Body is JSON and handed on byte for byte.
+// pushMessage is the body of POST …/messages. Body is JSON and handed on byte for byte; among gateways it
+// is any bytes, which travel as Bytes where they are no JSON.
 type pushMessage struct {
 	Service string          `json:"service"`
 	Body    json.RawMessage `json:"body"`
+	Bytes   []byte          `json:"body_base64"`
 	WaitMS  int64           `json:"wait_ms,omitempty"`
 }
 
@@ -50,7 +54,11 @@ func (m *pushMessage) appendJSON(dst []byte) []byte {
 		panic("gateway: a string always marshals: " + err.Error())
 	}
 	dst = append(append(dst, `{"service":`...), service...)
-	dst = append(append(dst, `,"body":`...), m.Body...)
+	if b := m.Body; len(b) > 0 && b[0] > ' ' && b[len(b)-1] > ' ' && wire.ValidJSON(b) {
+		dst = append(append(dst, `,"body":`...), b...)
+	} else { // white space around it would be lost: to protobuf it is none
+		dst = append(base64.StdEncoding.AppendEncode(append(dst, `,"body_base64":"`...), b), '"')
+	}
 	return append(strconv.AppendInt(append(dst, `,"wait_ms":`...), m.WaitMS, 10), '}')
 }
 
@@ -139,16 +147,31 @@ func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) bool {
 func (s *Server) servePush(w http.ResponseWriter, r *http.Request) {
 	id, ok := pathClient(w, r)
 	var m pushMessage
-	if !ok || !readJSON(w, r, maxPushBody, &m) {
+	forwarded, limit := r.Header.Get(headerForwarded) != "", int64(maxPushBody)
+	if forwarded {
+		limit = maxHopBody
+	}
+	if !ok || !readJSON(w, r, limit, &m) {
 		return
 	}
-	if m.Service == "" || len(m.Service) > wire.MaxServiceName || len(m.Body) == 0 || m.WaitMS < 0 || m.WaitMS > maxPushWait.Milliseconds() {
+	if forwarded && m.Body == nil {
+		m.Body = m.Bytes
+	}
+	if m.Service == "" || len(m.Service) > wire.MaxServiceName || m.Body == nil || m.WaitMS < 0 || m.WaitMS > maxPushWait.Milliseconds() {
 		writeProblem(w, http.StatusBadRequest, codeBadRequest, fmt.Sprintf("service and body are needed; wait_ms is at most %d", maxPushWait.Milliseconds()))
 		return
 	}
 	outcome := s.pushAndWait(r.Context(), id, m)
-	if outcome == pushNotConnected && r.Header.Get(headerForwarded) == "" && s.peers != nil {
+	switch {
+	case outcome != pushNotConnected:
+	case forwarded || s.peers == nil:
+		s.countPush(outcome)
+	case !s.peers.take():
+		outcome = pushQueueFull
+		s.countPush(outcome)
+	default:
 		outcome = s.pushElsewhere(r.Context(), id, m)
+		s.peers.give()
 	}
 	status := outcomeStatus[outcome]
 	if code, failed := outcomeCode[outcome]; failed {
@@ -238,12 +261,16 @@ func (s *Server) endLocal(id wire.ClientID, epoch int64) bool {
 
 // kickElsewhere kicks a device of another gateway; registry.ErrNotConnected if none has it.
 func (s *Server) kickElsewhere(ctx context.Context, id wire.ClientID) error {
+	if !s.peers.take() {
+		return errPeersBusy
+	}
+	defer s.peers.give()
 	node, err := s.locate(ctx, id)
 	if err != nil {
 		return err
 	}
 	switch status, err := s.peers.endSession(ctx, node, id, 0); {
-	case neverSent(err), status == http.StatusNotFound:
+	case gone(err), status == http.StatusNotFound:
 		return registry.ErrNotConnected // that gateway has died, or the device has gone
 	case err != nil:
 		return err

@@ -89,6 +89,7 @@ func TestPushAPIRefusals(t *testing.T) {
 		{"no JSON", http.MethodPost, id + "/messages", `{`, 400},
 		{"no body", http.MethodPost, id + "/messages", `{"service":"a"}`, 400},
 		{"no service", http.MethodPost, id + "/messages", `{"body":1}`, 400},
+		{"bytes, which are for gateways among each other", http.MethodPost, id + "/messages", `{"service":"a","body_base64":"MQ=="}`, 400},
 		{"waits too long", http.MethodPost, id + "/messages", `{"service":"a","body":1,"wait_ms":3600000}`, 400},
 		{"too long", http.MethodPost, id + "/messages", `{"service":"a","body":"` + strings.Repeat("x", 80000) + `"}`, 400},
 		{"takeover without epoch", http.MethodDelete, id + "/session?reason=taken_over", "", 400},

@@ -127,14 +127,15 @@ func (p *peers) devices(ctx context.Context, node registry.Node, from *wire.Clie
 	if node.Push == "" {
 		return answer, errNoPushAPI
 	}
+	if !p.take() {
+		return answer, errPeersBusy
+	}
+	defer p.give()
 	cursor := ""
 	if from != nil {
 		cursor = from.String()
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.timeout)
-	defer cancel()
-	target := "http://" + node.Push + pathDevices + "?cursor=" + url.QueryEscape(cursor)
-	err = p.exchange(ctx, http.MethodGet, target, nil, func(resp *http.Response) error {
+	err = p.exchange(ctx, node, peerCall{method: http.MethodGet, path: pathDevices + "?cursor=" + url.QueryEscape(cursor)}, func(resp *http.Response) error {
 		if resp.StatusCode != http.StatusOK {
 			return fmt.Errorf("status %d", resp.StatusCode)
 		}

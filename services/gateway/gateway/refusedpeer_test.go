@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -47,8 +48,7 @@ func TestRefusedTakeover(t *testing.T) {
 			r.nodes.nodes = map[string]registry.Node{"gw-2": {Push: strings.TrimPrefix(other.URL, "http://")}}
 			const takeovers = 2
 			for range takeovers {
-				r.work.Add(1)
-				r.evict("gw-2", clientID(1), 7)
+				r.evict("gw-2", takeover{client: clientID(1), epoch: 7, deadline: math.MaxInt64})
 			}
 			if got := calls.Load(); got != takeovers*tt.calls {
 				t.Errorf("calls = %d, want %d", got, takeovers*tt.calls)
