@@ -118,7 +118,7 @@ func TestRedisFrozen(t *testing.T) {
 	doc.Services = map[string]dynamic.Service{"echo-http": {Limit: dynamic.Bucket{Rate: rate, Burst: burst}}}
 	f := startAsInProduction(t, doc, c.Addrs())
 	l := begin(t, f.bench(40, 200, 10*time.Minute))
-	limited := ask(t, "echo-http", f.connectBy(t, 10, pastBalancer(f.gateways[0].addr)), 4*rate)
+	limited := ask(t, "echo-http", f.connect(t, 10), 4*rate)
 	limited.awaitRate(t, rate, "one gateway lets through all of the limit, of which the other has no need")
 	for _, n := range c.Nodes() {
 		n.Freeze()

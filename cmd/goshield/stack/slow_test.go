@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"context"
 	"errors"
 	"net"
 	"slices"
@@ -176,16 +175,10 @@ var unnoticed = func() beside.Promise {
 // added to it went away with a higher GOMAXPROCS. In production each is a process of its own.
 func (f *fleet) connect(t *testing.T, n int) []*client.Client {
 	t.Helper()
-	return f.connectBy(t, n, pastBalancer(f.gateways[0].addr))
-}
-
-// connectBy is connect by another way; nil: by the load balancer.
-func (f *fleet) connectBy(t *testing.T, n int, way func(ctx context.Context, network, addr string) (net.Conn, error)) []*client.Client {
-	t.Helper()
 	var devices []*client.Client
 	for range n {
 		cfg := f.device(t, client.MemoryStore())
-		cfg.DialContext = way
+		cfg.DialContext = pastBalancer(f.gateways[0].addr)
 		c := dial(t, cfg)
 		t.Cleanup(func() { _ = c.Close() })
 		devices = append(devices, c)
