@@ -24,6 +24,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/goshield/goshield/internal/dynamic"
+	"github.com/goshield/goshield/internal/limittest"
 	"github.com/goshield/goshield/sdk/wire"
 )
 
@@ -226,8 +227,12 @@ func TestMemoryOfAnnouncedRecords(t *testing.T) {
 	})
 	each := float64(held()-before) / float64(n)
 	t.Logf("%d devices that have announced a frame and a record hold %.0f bytes each", n, each)
-	if each > 32<<10 {
-		t.Errorf("a device that has announced a frame and a record holds %.0f bytes, want at most 32 KiB", each)
+	most := float64(32 << 10)
+	if limittest.Race {
+		most = 40 << 10 // its pools forget, and each object takes more
+	}
+	if each > most {
+		t.Errorf("a device that has announced a frame and a record holds %.0f bytes, want at most %.0f", each, most)
 	}
 }
 

@@ -148,8 +148,8 @@ func TestParkingStrandsNothing(t *testing.T) {
 
 			wantParked(t, s, 1)
 			d.request(3, `3`)
-			for len(held.held) > 1 { // one record in pieces, for which there is a reader
-				held.release(t, (len(held.held)+1)/2)
+			for held.pending() > 1 { // one record in pieces, for which there is a reader
+				held.release(t, (held.pending()+1)/2)
 				wantReader(t, s)
 			}
 			held.release(t, 0)
@@ -214,7 +214,7 @@ func TestPartOfARecordIsNotParked(t *testing.T) {
 			held.release(t, 0)
 			d.want(&d.welcome)
 			wantParked(t, s, 1)
-			held.held = []byte{23, 3, 3, 0x41, 0, 1} // application data, 16 640 bytes
+			held.put([]byte{23, 3, 3, 0x41, 0, 1}) // application data, 16 640 bytes
 			held.release(t, 0)
 			d.wantClosed(wire.CodeIdleTimeout)
 			eventually(t, "it is counted", func() bool { return testutil.ToFloat64(s.metrics.closed.WithLabelValues(closedFrameTimeout)) == 1 })

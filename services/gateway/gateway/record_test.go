@@ -3,6 +3,7 @@ package gateway
 import (
 	"crypto/tls"
 	"net"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,11 +17,22 @@ import (
 // heldConn is a client's connection that sends what is written when it is told to.
 type heldConn struct {
 	net.Conn
+
+	mu   sync.Mutex // a WebSocket client's pongs are written by its reader
 	hold bool
 	held []byte
 }
 
+// holdBack keeps what is written from now on.
+func (c *heldConn) holdBack() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hold = true
+}
+
 func (c *heldConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.hold {
 		c.held = append(c.held, p...)
 		return len(p), nil
@@ -28,9 +40,25 @@ func (c *heldConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
+// pending is how many bytes are held.
+func (c *heldConn) pending() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.held)
+}
+
+// put has p held in place of what is.
+func (c *heldConn) put(p []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held = p
+}
+
 // release sends the first n bytes that are held; all of them if n is 0.
 func (c *heldConn) release(t *testing.T, n int) {
 	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if n == 0 {
 		n = len(c.held)
 	}
@@ -48,12 +76,12 @@ func (w *world) heldDevice(s *Server, version uint16) (*device, *heldConn) {
 	cfg.MaxVersion = version
 	conn := tls.Client(held, cfg)
 	if version == tls.VersionTLS13 { // its client's last flight waits for no answer
-		cfg.VerifyConnection = func(tls.ConnectionState) error { held.hold = true; return nil }
+		cfg.VerifyConnection = func(tls.ConnectionState) error { held.holdBack(); return nil }
 	}
 	if err := conn.HandshakeContext(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}
-	held.hold = true
+	held.holdBack()
 	return newDevice(w.t, conn), held
 }
 
@@ -82,7 +110,7 @@ func (r *rig) heldRecords(t *testing.T) (*device, *heldConn) {
 	held := &heldConn{Conn: here}
 	d := newDevice(t, tls.Client(held, cfg))
 	d.hello(clientID(1), wire.Token{})
-	held.hold = true
+	held.holdBack()
 	return d, held
 }
 
@@ -113,7 +141,7 @@ func TestSlowRecordsAreServed(t *testing.T) {
 			d.send(&wire.Heartbeat{Token: d.token})
 			d.request(i, `1`)
 			for range 8 {
-				held.release(t, len(held.held)/9)
+				held.release(t, held.pending()/9)
 				time.Sleep(time.Second)
 			}
 			held.release(t, 0)
@@ -129,7 +157,7 @@ func TestSlowRecordsAreServed(t *testing.T) {
 func TestRecordWithoutAFrame(t *testing.T) {
 	bubble(t, testDoc(), func(t *testing.T, r *rig) {
 		d, held := r.heldRecords(t)
-		held.held = []byte{20, 3, 3, 0, 1, 1} // change_cipher_spec, which means nothing in TLS 1.3
+		held.put([]byte{20, 3, 3, 0, 1, 1}) // change_cipher_spec, which means nothing in TLS 1.3
 		held.release(t, 3)
 		time.Sleep(5 * time.Second)
 		held.release(t, 0)

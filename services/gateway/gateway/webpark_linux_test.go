@@ -19,7 +19,7 @@ func (w *world) heldWeb(s *Server, version uint16) (*device, *webEnd, *heldConn)
 	cfg := w.clientTLS()
 	cfg.MaxVersion = version
 	end := newWebEnd(w.t, tls.Client(held, cfg))
-	held.hold = true
+	held.holdBack()
 	return newDevice(w.t, end), end, held
 }
 
@@ -80,8 +80,8 @@ func TestParkingStrandsNothingOnWebSocket(t *testing.T) {
 			if _, err := end.Conn.Write(append(ping("in pieces"), request(3)...)); err != nil {
 				t.Fatal(err)
 			}
-			for len(held.held) > 1 { // one record in pieces: nothing of WebSocket has come
-				held.release(t, (len(held.held)+1)/2)
+			for held.pending() > 1 { // one record in pieces: nothing of WebSocket has come
+				held.release(t, (held.pending()+1)/2)
 				wantReader(t, s)
 			}
 			held.release(t, 0)
