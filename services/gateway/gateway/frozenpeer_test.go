@@ -144,7 +144,7 @@ func TestTakeoversFromAFrozenGateway(t *testing.T) {
 			n.mu.Lock()
 			n.frozen = false
 			n.mu.Unlock()
-		}, [2]float64{0, takeovers / 10}, [2]float64{takeovers * 9 / 10, takeovers + 5*takeoversAtOnce}},
+		}, [2]float64{0, takeoversAtOnce}, [2]float64{takeovers - takeoversAtOnce, takeovers + 5*takeoversAtOnce}},
 		{"its key lapses", func(r *rig, _ *neighbours) {
 			time.Sleep(takeoverWait / 2)
 			r.nodes.mu.Lock()

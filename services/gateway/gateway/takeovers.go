@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	evictTries      = 3     // how often a gateway is told that it lost a device
+	evictTries      = 3     // how often a gateway that answers is told that it lost a device
 	takeoversAtOnce = 16    // calls to one gateway
 	takeoversMax    = 16384 // that wait for one gateway
 	// takeoverWait is how long one may wait: a gateway that has not answered for as long is taken for dead by others, too.
@@ -123,14 +123,14 @@ func (s *Server) evictFrom(node string) {
 // compares its sessions with Redis, or it asks for a rotation.
 func (s *Server) evict(node string, o takeover) {
 	err := errTakeoverLate
-	for try := range evictTries {
-		if try > 0 && !s.sleep(evictPause(try)) {
+	for tries := 0; tries < evictTries && s.now() < o.deadline; {
+		if err = s.evictOnce(node, o); err == nil {
 			return
 		}
-		if s.now() >= o.deadline {
-			break
+		if !errors.Is(err, errPeerSilent) { // then it was not tried: frozen, it is told when it wakes
+			tries++
 		}
-		if err = s.evictOnce(node, o); err == nil {
+		if !s.sleep(evictPause(max(tries, 1))) {
 			return
 		}
 	}
