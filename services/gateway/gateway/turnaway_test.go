@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"net"
 	"net/http"
 	"strconv"
 	"testing"
@@ -153,9 +154,11 @@ func TestWebSocketOverACapSaysGoodBye(t *testing.T) {
 	webBubble(t, oneConnection(), func(t *testing.T, r *rig) {
 		r.enrolled(t, clientID(1))
 		began := time.Now()
-		d, end := r.connectWeb(t)
-		end.closes.Store(true)
-		d.wantClosed(wire.CodeOverloaded)
+		here, there := net.Pipe()
+		r.accepted(there, websocketKind)
+		end := newWebEnd(t, here)
+		end.closes.Store(true) // before the device reads
+		newDevice(t, end).wantClosed(wire.CodeOverloaded)
 		for _, frame := range [][]byte{webSocketFrame(opPing, nil), webSocketFrame(opBinary, []byte("HELLO")), webSocketFrame(opClose, []byte{3, 245})} {
 			if _, err := end.Conn.Write(frame); err != nil {
 				t.Fatal(err)
