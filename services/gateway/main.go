@@ -13,7 +13,7 @@ import (
 
 // gcPercent is how much garbage may come on top of what lives, in percent, unless GOGC says otherwise. Most of what
 // lives are sleeping devices, and Go's own 100 would double them (docs/adr/0015-half-the-garbage-in-gateways.md).
-const gcPercent = 50
+const gcPercent = 40
 
 func main() {
 	if os.Getenv("GOGC") == "" {
