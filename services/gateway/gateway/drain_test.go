@@ -234,3 +234,17 @@ func TestNoDocumentForARouterThatEnds(t *testing.T) {
 		})
 	}
 }
+
+// wantDrained ends a gateway whose only device goes when it is told to.
+func wantDrained(t *testing.T, s *Server, d *device) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- s.Shutdown(t.Context()) }() // ends when the device has gone
+	var away wire.Goaway
+	d.want(&away)
+	d.send(&wire.Bye{})
+	d.wantEnd()
+	if err := <-done; err != nil {
+		t.Errorf("shutdown = %v, want nil", err)
+	}
+}

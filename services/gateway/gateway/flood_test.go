@@ -134,7 +134,7 @@ type flooder struct {
 // costs is what TLS and the system take.
 func (w *world) flooder(addr string, frame func(d *device, i uint32) wire.Message) *flooder {
 	w.t.Helper()
-	d, _ := w.introduced(addr, clientID(1))
+	d := w.welcomedAt(addr, clientID(1))
 	const each = int(floodRate * sendEvery / time.Second)
 	turns := make([][]byte, 50) // ids come again when those before have long been answered
 	for i := range turns {
@@ -151,23 +151,22 @@ func (w *world) flooder(addr string, frame func(d *device, i uint32) wire.Messag
 	return fl
 }
 
-// introduced is a device that has been welcomed at addr, a gateway's or a sink's. Whoever asks for it reads what comes, which
-// is in, and closes the connection.
-func (w *world) introduced(addr string, id wire.ClientID) (d *device, in *wire.Reader) {
+// welcomedAt is a device that has been welcomed at addr, a gateway's or a sink's. Whoever asks for it reads what comes, and closes
+// the connection.
+func (w *world) welcomedAt(addr string, id wire.ClientID) *device {
 	w.t.Helper()
 	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", addr, w.clientTLS())
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	d = &device{t: w.t, conn: conn, client: id, version: wire.Version1}
+	d := &device{t: w.t, conn: conn, client: id, version: wire.Version1}
 	d.send(&wire.Hello{ClientID: id})
-	in = wire.NewReader(conn, wire.MaxPayload)
-	f, err := in.Next()
+	f, err := wire.NewReader(conn, wire.MaxPayload).Next()
 	if err != nil || f.Type != wire.TypeWelcome || wire.Unmarshal(f.Version, f.Payload, &d.welcome) != nil {
 		w.t.Fatalf("HELLO: %v, %v, want WELCOME", f, err)
 	}
 	d.token = d.welcome.Token
-	return d, in
+	return d
 }
 
 // send ends when stop is called, or the connection ends.

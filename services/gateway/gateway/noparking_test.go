@@ -121,15 +121,7 @@ func TestTimeoutsWithoutParking(t *testing.T) {
 func TestDrainWithoutParking(t *testing.T) {
 	eachRooted(t, testDoc(), patience, func(t *testing.T, s *Server, enrolled func(wire.ClientID) *device) {
 		d := enrolled(clientID(1))
-		done := make(chan error, 1)
-		go func() { done <- s.Shutdown(t.Context()) }() // ends when the device has gone
-		var away wire.Goaway
-		d.want(&away)
-		d.send(&wire.Bye{})
-		d.wantEnd()
-		if err := <-done; err != nil {
-			t.Errorf("shutdown = %v, want nil", err)
-		}
+		wantDrained(t, s, d)
 	})
 }
 

@@ -367,15 +367,7 @@ func TestDrainOfParkedDevices(t *testing.T) {
 			d := tt.dial(w, s)
 			d.hello(clientID(1), wire.Token{})
 			wantParked(t, s, 1)
-			done := make(chan error, 1)
-			go func() { done <- s.Shutdown(t.Context()) }() // ends when the device has gone
-			var away wire.Goaway
-			d.want(&away)
-			d.send(&wire.Bye{})
-			d.wantEnd()
-			if err := <-done; err != nil {
-				t.Errorf("shutdown = %v, want nil", err)
-			}
+			wantDrained(t, s, d)
 		})
 	}
 }

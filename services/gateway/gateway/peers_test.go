@@ -50,11 +50,7 @@ func TestGatewayThatWasKilled(t *testing.T) {
 // A message that a backend hands to the wrong gateway arrives, and its result comes back.
 func TestPushFromBackendCrossesGateways(t *testing.T) {
 	w := newWorld(t, testDoc())
-	a, b := w.gateway("gw-a", nil), w.gateway("gw-b", nil)
-	awaitNodes(t, a, "gw-b")
-	d := w.enrolled(b, clientID(1))
-	ses := b.table.find(clientID(1))
-	w.setOwner(clientID(1), ses.owner(), ses.epoch)
+	a, _, d := w.deviceElsewhere()
 	results := make(chan link.PushResult, 1)
 	a.pushFromBackend(clientID(1), "news", []byte(`{"a":1}`), func(r link.PushResult) { results <- r })
 	var p wire.Push
@@ -69,11 +65,7 @@ func TestPushFromBackendCrossesGateways(t *testing.T) {
 func TestPushAcrossGatewaysInTime(t *testing.T) {
 	const limit = 100 * time.Millisecond
 	w := newWorld(t, testDoc())
-	a, b := w.gateway("gw-a", nil), w.gateway("gw-b", nil)
-	awaitNodes(t, a, "gw-b")
-	d := w.enrolled(b, clientID(1))
-	ses := b.table.find(clientID(1))
-	w.setOwner(clientID(1), ses.owner(), ses.epoch)
+	a, _, d := w.deviceElsewhere()
 	acknowledge := func() {
 		t.Helper()
 		var p wire.Push
@@ -152,11 +144,7 @@ func TestAnyBytesCrossGateways(t *testing.T) {
 // A message is counted once, by the gateway at which it ended.
 func TestForwardedPushesAreCountedWhereTheyEnd(t *testing.T) {
 	w := newWorld(t, testDoc())
-	a, b := w.gateway("gw-a", nil), w.gateway("gw-b", nil)
-	awaitNodes(t, a, "gw-b")
-	d := w.enrolled(b, clientID(1))
-	ses := b.table.find(clientID(1))
-	w.setOwner(clientID(1), ses.owner(), ses.epoch)
+	a, b, d := w.deviceElsewhere()
 	w.setOwner(clientID(2), "gw-b/1", 7) // it has left meanwhile
 	pushBoth := func(id wire.ClientID, acknowledge func()) {
 		results := make(chan link.PushResult, 1)
@@ -191,4 +179,15 @@ func TestForwardedPushesAreCountedWhereTheyEnd(t *testing.T) {
 			}
 		}
 	}
+}
+
+// deviceElsewhere is two gateways that know of each other, and device 1, which is at the second one.
+func (w *world) deviceElsewhere() (a, b *Server, d *device) {
+	w.t.Helper()
+	a, b = w.gateway("gw-a", nil), w.gateway("gw-b", nil)
+	awaitNodes(w.t, a, "gw-b")
+	d = w.enrolled(b, clientID(1))
+	ses := b.table.find(clientID(1))
+	w.setOwner(clientID(1), ses.owner(), ses.epoch)
+	return a, b, d
 }

@@ -19,11 +19,8 @@ import (
 // RELIABILITY row 53.
 func TestPushAPI(t *testing.T) {
 	w := newWorld(t, testDoc())
-	a, b := w.gateway("gw-a", nil), w.gateway("gw-b", nil)
-	awaitNodes(t, a, "gw-b")
-	d := w.enrolled(b, clientID(1))
+	a, b, d := w.deviceElsewhere()
 	ses := b.table.find(clientID(1))
-	w.setOwner(clientID(1), ses.owner(), ses.epoch)
 	w.setOwner(clientID(2), "gw-dead/1", 7)
 	w.setOwner(clientID(3), "gw-a/1", 7)
 	messages := deviceOf(clientID(1), "/messages")

@@ -219,7 +219,7 @@ func wantTakenOver(t *testing.T, d *device, within time.Duration, figure string)
 	}
 }
 
-func awaitNodes(t *testing.T, s *Server, names ...string) {
+func awaitNodes(t testing.TB, s *Server, names ...string) {
 	t.Helper()
 	for _, name := range names {
 		eventually(t, "node "+name+" is known", func() bool {
